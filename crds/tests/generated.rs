@@ -1,0 +1,108 @@
+//! The committed YAML is what the types generate, and the API server's rules say what they should.
+
+use std::{fs, path::Path};
+
+use pointsman_crds::{ProxyPolicy, ProxyPolicySpec, generated_yaml};
+use serde_json::json;
+
+#[test]
+fn committed_yaml_is_what_the_types_generate() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("yaml");
+    for (name, expected) in generated_yaml().unwrap() {
+        let committed = fs::read_to_string(directory.join(name)).unwrap_or_default();
+        assert!(
+            committed == expected,
+            "crds/yaml/{name} is stale: run `make generate` and commit what it changes"
+        );
+    }
+}
+
+/// What the API server would say to a policy with this spec; the schema's CEL rules, evaluated here.
+fn verdict(spec: serde_json::Value) -> Result<(), String> {
+    ProxyPolicySpec::validate_cel(&spec, None).map_err(|errors| errors.to_string())
+}
+
+#[test]
+fn a_policy_that_uses_every_field_is_accepted() {
+    let spec = json!({
+        "nodeSelector": {"matchLabels": {"pool": "big"}}, "priority": 10, "mode": "IPTables",
+        "excludeCIDRs": ["10.0.0.0/24", "fd00::/64"],
+        "detectLocal": {"mode": "ClusterCIDR", "clusterCIDRs": ["10.244.0.0/16"]},
+        "masqueradeAll": true, "nodePortAddresses": ["Primary", "192.168.0.0/16"],
+        "minSyncPeriodMilliseconds": 100, "syncPeriodSeconds": 10,
+        "conntrack": {"maxPerCore": 32768, "min": 131_072, "tcpEstablishedTimeoutSeconds": 86400},
+        "sysctls": {"net.netfilter.nf_conntrack_max": "1048576"}, "logVerbosity": 4
+    });
+    assert_eq!(verdict(spec), Ok(()));
+}
+
+#[test]
+fn bad_values_are_refused_with_what_to_do() {
+    for (spec, says) in [
+        (json!({"mode": "userspace"}), "use Auto"),
+        (json!({"mode": "iptables"}), "mode must be Auto or IPTables"),
+        (
+            json!({"excludeCIDRs": ["10.0.0.1"]}),
+            "excludeCIDRs must be a CIDR such as",
+        ),
+        (
+            json!({"nodePortAddresses": ["primary"]}),
+            "must be Primary, All, or a CIDR",
+        ),
+        (
+            json!({"sysctls": {"kernel.core_pattern": "1"}}),
+            "not on the allow-list",
+        ),
+        (
+            json!({"sysctls": {"net.netfilter.nf_conntrack_max": "-1"}}),
+            "strings of numbers",
+        ),
+        (
+            json!({"detectLocal": {"mode": "ClusterCIDR"}}),
+            "needs at least one",
+        ),
+        (
+            json!({"detectLocal": {"mode": "NodeCIDR", "bridgeInterface": "br0"}}),
+            "goes with mode BridgeInterface",
+        ),
+        (
+            json!({"conntrack": {"min": 5}}),
+            "set conntrack.maxPerCore as well",
+        ),
+    ] {
+        let said = verdict(spec.clone()).expect_err(&format!("{spec} was accepted"));
+        assert!(said.contains(says), "{spec}: said {said:?}");
+    }
+}
+
+#[test]
+fn an_absent_value_is_the_documented_default() {
+    let policy: ProxyPolicy = serde_json::from_value(json!({
+        "apiVersion": "pointsman.dev/v1alpha1", "kind": "ProxyPolicy", "metadata": {"name": "p"}, "spec": {}
+    }))
+    .unwrap();
+    let settings = policy.spec.settings();
+    assert_eq!(settings.node_port_addresses, ["Primary"]);
+    assert_eq!((settings.sync_period_seconds, settings.log_verbosity), (30, 2));
+}
+
+#[test]
+fn a_revision_names_the_values_and_nothing_else() {
+    let plain = ProxyPolicySpec::default().settings();
+    let other = ProxyPolicySpec {
+        masquerade_all: true,
+        ..Default::default()
+    }
+    .settings();
+    assert_eq!(
+        plain.revision(),
+        ProxyPolicySpec {
+            priority: 7,
+            ..Default::default()
+        }
+        .settings()
+        .revision()
+    );
+    assert_ne!(plain.revision(), other.revision());
+    assert_eq!(plain.revision().len(), 10);
+}
