@@ -1,0 +1,130 @@
+//! What every way of programming the kernel has in common.
+
+use std::fmt;
+
+use crate::model::{Diff, Family, ForwardingTable};
+
+/// Makes the kernel of this node, in one IP family, forward as a [`ForwardingTable`] says.
+///
+/// A backend changes only objects that it made. Its calls block: they run on the programming thread, never on
+/// the one that talks to the API server.
+pub trait Backend: Send {
+    /// The family that it programs.
+    fn family(&self) -> Family;
+
+    /// Brings the kernel from the table before `diff` to `table`, which already contains it. Work follows the
+    /// size of `diff`, not of `table`.
+    ///
+    /// # Errors
+    /// When the kernel did not take the change. It then holds the state before, or part of the change in a
+    /// safe order, and the caller repairs it by [`Backend::sync`].
+    fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error>;
+
+    /// Brings the kernel to `table` from whatever it holds: at the start, after an error, after drift.
+    /// Connections and packets of Services that were right already are not disturbed.
+    ///
+    /// # Errors
+    /// When the kernel did not take the table.
+    fn sync(&mut self, table: &ForwardingTable) -> Result<Report, Error>;
+
+    /// Reads the kernel back and compares it with what was last applied, without changing it.
+    ///
+    /// # Errors
+    /// When the kernel could not be read.
+    fn observe(&mut self) -> Result<Observed, Error>;
+
+    /// Removes everything that this backend made, for new connections: established ones go on until they end.
+    /// Works without a preceding [`Backend::sync`], so it cleans up after a process that is gone.
+    ///
+    /// # Errors
+    /// When something is left in the kernel; the error names it.
+    fn teardown(&mut self) -> Result<(), Error>;
+}
+
+/// What a change cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Kernel objects (rules and chains, elements, destinations) that were written or removed.
+    pub objects: usize,
+    /// Bytes handed to the kernel or to the program that talks to it.
+    pub bytes: usize,
+}
+
+/// How the kernel compares with what was last applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// What differs; empty when nothing does. Each names the object and what is wrong with it. At most a few
+    /// are spelled out; `more` counts the rest.
+    pub differences: Vec<String>,
+    /// Differences beyond those that are spelled out.
+    pub more: usize,
+}
+
+impl Observed {
+    /// Whether the kernel holds what was meant.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.differences.is_empty()
+    }
+}
+
+impl fmt::Display for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.differences.join("; "))?;
+        if self.more > 0 {
+            write!(f, "; and {} more", self.more)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why the kernel does not hold what was meant.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program that the backend needs is not there.
+    #[error("{program} cannot be run: {source}: install the package that has it (Debian: {package})")]
+    MissingProgram {
+        /// The program.
+        program: String,
+        /// Debian's package with it.
+        package: &'static str,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The kernel lacks something that the backend needs.
+    #[error("the kernel has no {what}: {hint}")]
+    MissingKernelFeature {
+        /// What it lacks.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A program refused its input or failed.
+    #[error("{program} failed ({status}): {stderr}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// Its exit status.
+        status: String,
+        /// What it said.
+        stderr: String,
+    },
+    /// A program did not end in time.
+    #[error(
+        "{program} did not end within {seconds} s and was stopped: is another program holding the xtables lock?"
+    )]
+    TimedOut {
+        /// The program.
+        program: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// Reading or writing failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,21 @@
+//! What a node forwards: from Services, endpoints and node facts to a table of frontends and pools. Pure.
+
+mod compile;
+mod context;
+mod frontend;
+mod input;
+mod names;
+mod problem;
+mod table;
+mod trace;
+
+pub use compile::{Compiled, compile};
+pub use context::{Context, DetectLocal, LocalTraffic, NodeFacts, NodePortAddresses, Settings};
+pub use frontend::{
+    Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
+};
+pub use input::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort};
+pub use names::{Family, Protocol, ServiceName, ServicePortName};
+pub use problem::Problem;
+pub use table::{Change, Diff, ForwardingTable};
+pub use trace::{Ingress, Packet, Target, Verdict};

@@ -1,0 +1,305 @@
+//! The forwarding table: all frontends and pools of a node, and what changed in them.
+
+use std::{
+    collections::{BTreeMap, HashMap, btree_map::Entry},
+    sync::Arc,
+};
+
+use sha2::{Digest as _, Sha256};
+
+use super::compile::Compiled;
+use super::context::Context;
+use super::frontend::{Action, Frontend, FrontendKey, FrontendKind, Pool, PoolKey};
+use super::names::ServiceName;
+
+/// Everything that a node forwards.
+///
+/// [`ForwardingTable::set`] and [`ForwardingTable::remove`] change one Service and note in a [`Diff`] what that
+/// means; their cost follows the Service, not the table. The same Services give the same table in whatever
+/// order they came.
+#[derive(Clone, Debug, Default)]
+pub struct ForwardingTable {
+    context: Context,
+    services: HashMap<ServiceName, Known>,
+    frontends: HashMap<FrontendKey, Frontend>,
+    /// Claims to a key in `frontends` that lost to the frontend there.
+    outranked: HashMap<FrontendKey, Vec<Frontend>>,
+    pools: HashMap<PoolKey, Arc<Pool>>,
+    endpoints: usize,
+    digest: u128,
+}
+
+/// What the table has of one Service.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    created: i64,
+    keys: Vec<FrontendKey>,
+    pools: Vec<PoolKey>,
+}
+
+/// A value before and after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<T> {
+    /// Before the change; none when it is new.
+    pub before: Option<T>,
+    /// After the change; none when it is gone.
+    pub after: Option<T>,
+}
+
+/// What changed between two states of a table. Several changes gather in one: only first and last count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Settings or node facts changed: whatever depends on them has to be written again.
+    pub context: bool,
+    /// Frontends that differ.
+    pub frontends: BTreeMap<FrontendKey, Change<Frontend>>,
+    /// Pools that differ.
+    pub pools: BTreeMap<PoolKey, Change<Arc<Pool>>>,
+}
+
+impl Diff {
+    /// Whether nothing differs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.context && self.frontends.is_empty() && self.pools.is_empty()
+    }
+}
+
+/// Notes a change in a map of changes; one that comes back to where it began is forgotten.
+fn note<K: Ord, T: PartialEq>(
+    changes: &mut BTreeMap<K, Change<T>>,
+    key: K,
+    before: Option<T>,
+    after: Option<T>,
+) {
+    match changes.entry(key) {
+        Entry::Vacant(vacant) => {
+            if before != after {
+                vacant.insert(Change { before, after });
+            }
+        }
+        Entry::Occupied(mut occupied) => {
+            occupied.get_mut().after = after;
+            if occupied.get().before == occupied.get().after {
+                occupied.remove();
+            }
+        }
+    }
+}
+
+impl ForwardingTable {
+    /// Settings and node facts.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Changes settings and node facts. The caller compiles every Service anew when what [`super::compile`]
+    /// reads of them is different.
+    pub fn set_context(&mut self, context: Context, diff: &mut Diff) {
+        if self.context != context {
+            self.context = context;
+            diff.context = true;
+        }
+    }
+
+    /// The frontend that has this key.
+    #[must_use]
+    pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        self.frontends.get(key)
+    }
+
+    /// All frontends, in no order.
+    pub fn frontends(&self) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
+        self.frontends.iter()
+    }
+
+    /// The pool of this name.
+    #[must_use]
+    pub fn pool(&self, key: &PoolKey) -> Option<&Arc<Pool>> {
+        self.pools.get(key)
+    }
+
+    /// All pools, in no order.
+    pub fn pools(&self) -> impl Iterator<Item = (&PoolKey, &Arc<Pool>)> {
+        self.pools.iter()
+    }
+
+    /// How many Services have at least one frontend.
+    #[must_use]
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// How many endpoints all pools have together.
+    #[must_use]
+    pub fn endpoint_count(&self) -> usize {
+        self.endpoints
+    }
+
+    /// Digest of all frontends and pools. Tables that forward to the same endpoints have the same digest, on
+    /// whatever node and in whatever order they were built.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        self.digest
+    }
+
+    /// The Services that are in the table.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services.keys()
+    }
+
+    /// Puts a Service in, in place of what the table had of it.
+    pub fn set(&mut self, compiled: Compiled, diff: &mut Diff) {
+        let Compiled {
+            service,
+            created,
+            frontends,
+            pools,
+            problems: _,
+        } = compiled;
+        let old = self.services.remove(&service).unwrap_or_default();
+        if !frontends.is_empty() {
+            let known = Known {
+                created,
+                keys: frontends.iter().map(|(key, _)| *key).collect(),
+                pools: pools.iter().map(|(key, _)| key.clone()).collect(),
+            };
+            self.services.insert(service.clone(), known);
+        }
+        let gone: Vec<_> = old
+            .pools
+            .into_iter()
+            .filter(|key| pools.iter().all(|(new, _)| new != key))
+            .collect();
+        for (key, pool) in pools {
+            self.put_pool(key, Some(pool), diff);
+        }
+        for key in gone {
+            self.put_pool(key, None, diff);
+        }
+        for key in old.keys {
+            if frontends.iter().all(|(new, _)| *new != key) {
+                self.put_claim(key, &service, None, diff);
+            }
+        }
+        for (key, frontend) in frontends {
+            self.put_claim(key, &service, Some(frontend), diff);
+        }
+    }
+
+    /// Takes a Service out.
+    pub fn remove(&mut self, service: &ServiceName, diff: &mut Diff) {
+        self.set(
+            Compiled {
+                service: service.clone(),
+                created: 0,
+                frontends: Vec::new(),
+                pools: Vec::new(),
+                problems: Vec::new(),
+            },
+            diff,
+        );
+    }
+
+    fn put_pool(&mut self, key: PoolKey, pool: Option<Pool>, diff: &mut Diff) {
+        let before = self.pools.get(&key).cloned();
+        if before.as_deref() == pool.as_ref() {
+            return;
+        }
+        let after = pool.map(Arc::new);
+        for (pool, sign) in [(&before, false), (&after, true)] {
+            if let Some(pool) = pool {
+                self.count(pool_digest(&key, pool), sign);
+                self.endpoints = if sign {
+                    self.endpoints + pool.endpoints.len()
+                } else {
+                    self.endpoints - pool.endpoints.len()
+                };
+            }
+        }
+        match &after {
+            Some(pool) => self.pools.insert(key.clone(), Arc::clone(pool)),
+            None => self.pools.remove(&key),
+        };
+        note(&mut diff.pools, key, before, after);
+    }
+
+    /// Replaces, adds or removes one Service's claim to a key, and settles who has it.
+    fn put_claim(
+        &mut self,
+        key: FrontendKey,
+        service: &ServiceName,
+        claim: Option<Frontend>,
+        diff: &mut Diff,
+    ) {
+        let before = self.frontends.remove(&key);
+        let mut claims = self.outranked.remove(&key).unwrap_or_default();
+        claims.extend(before.clone());
+        claims.retain(|frontend| frontend.owner.service != *service);
+        claims.extend(claim);
+        let best = (0..claims.len()).min_by_key(|&at| self.rank(&claims[at]));
+        let after = best.map(|at| claims.swap_remove(at));
+        if !claims.is_empty() {
+            self.outranked.insert(key, claims);
+        }
+        if let Some(frontend) = &after {
+            self.frontends.insert(key, frontend.clone());
+        }
+        for (frontend, sign) in [(&before, false), (&after, true)] {
+            if let Some(frontend) = frontend {
+                self.count(frontend_digest(&key, frontend), sign);
+            }
+        }
+        note(&mut diff.frontends, key, before, after);
+    }
+
+    /// Who comes first when several claim a key: what the cluster's own controllers allocate before what a
+    /// user wrote (nobody takes a ClusterIP over by `externalIPs`, CVE-2020-8554), then the older Service.
+    fn rank<'a>(&self, frontend: &'a Frontend) -> (u8, i64, &'a ServiceName, &'a str) {
+        let kind = match frontend.kind {
+            FrontendKind::ClusterIP | FrontendKind::NodePort => 0,
+            FrontendKind::LoadBalancerIP => 1,
+            FrontendKind::ExternalIP => 2,
+        };
+        let service = &frontend.owner.service;
+        let created = self.services.get(service).map_or(i64::MAX, |known| known.created);
+        (kind, created, service, &frontend.owner.port)
+    }
+
+    /// Adds an entry's digest to the table's, or takes it away. A sum, so that order does not matter.
+    fn count(&mut self, entry: u128, add: bool) {
+        self.digest = if add {
+            self.digest.wrapping_add(entry)
+        } else {
+            self.digest.wrapping_sub(entry)
+        };
+    }
+}
+
+fn frontend_digest(key: &FrontendKey, frontend: &Frontend) -> u128 {
+    let action = match &frontend.action {
+        Action::Balance { pool, masquerade } => format!("{:?} {masquerade:?}", pool.owner),
+        Action::Reject => "reject".to_owned(),
+    };
+    digest(&format!("frontend {key:?} {:?} {action}", frontend.owner))
+}
+
+fn pool_digest(key: &PoolKey, pool: &Pool) -> u128 {
+    let mut text = format!("pool {:?} {}", key.owner, key.family);
+    for endpoint in &pool.endpoints {
+        text.push(' ');
+        text.push_str(&endpoint.address.to_string());
+    }
+    digest(&text)
+}
+
+fn digest(text: &str) -> u128 {
+    Sha256::digest(text)
+        .iter()
+        .take(16)
+        .fold(0, |sum, byte| (sum << 8) | u128::from(*byte))
+}
+
+#[cfg(test)]
+mod tests;
