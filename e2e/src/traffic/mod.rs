@@ -1,0 +1,27 @@
+//! Real servers and clients, with sockets made inside the namespaces, that say who answered whom.
+//!
+//! A server answers each TCP connection and each UDP datagram with one line, `<name> <client ip:port>`: so a
+//! client knows which endpoint it reached and which source address arrived there.
+
+mod client;
+mod flood;
+mod held;
+mod outcome;
+mod server;
+mod tally;
+
+pub use client::Client;
+pub use flood::Flood;
+pub use held::{Held, UdpFlow};
+pub use outcome::{Answer, Outcome};
+pub use server::{Server, serve};
+pub use tally::Tally;
+
+/// The protocol of a server or of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
