@@ -27,7 +27,7 @@ impl ExternalHost {
         let destination = destination.into();
         let route = match destination {
             IpNet::V4(range) => format!("route replace {range} via {}", node.addresses().v4),
-            IpNet::V6(range) => format!("-6 route replace {range} via {}", node.addresses().v6),
+            IpNet::V6(range) => format!("route replace {range} via {}", node.addresses().v6),
         };
         ip::batch(&self.namespace, [route])
             .with_context(|| format!("leading {destination} to {}", node.name()))

@@ -98,7 +98,7 @@ impl Fabric {
                 format!("addr add {v4}/24 dev {BRIDGE}"),
                 format!("addr add {v6}/64 dev {BRIDGE} nodad"),
                 "route add unreachable default".to_owned(),
-                "-6 route add unreachable default".to_owned(),
+                "route add unreachable ::/0".to_owned(),
             ],
         )?;
         Ok(Self { wire, members: Mutex::default() })
@@ -125,6 +125,8 @@ impl Fabric {
             ways.extend(other_pods.routes_via(*other_addresses));
         }
         ip::batch(&namespace, ways)?;
+        // So that the gateway's "unreachable" finds its way back to a pod.
+        ip::batch(&self.wire, pods.routes_via(addresses))?;
         for external in members.externals.iter().filter_map(WeakNetns::upgrade) {
             ip::batch(&external, pods.routes_via(addresses))?;
         }
@@ -189,7 +191,7 @@ impl Fabric {
                 // A local client's packet to a VIP is routed before its address is translated: without any
                 // route connect() fails at once.
                 format!("route add default via {}", gateway.v4),
-                format!("-6 route add default via {}", gateway.v6),
+                format!("route add ::/0 via {}", gateway.v6),
             ],
         )?;
         Ok(addresses)

@@ -37,7 +37,7 @@ impl PodRange {
 
     /// The `ip` commands that lead to this range through its node.
     pub(crate) fn routes_via(&self, node: Addresses) -> [String; 2] {
-        [format!("route add {} via {}", self.v4, node.v4), format!("-6 route add {} via {}", self.v6, node.v6)]
+        [format!("route add {} via {}", self.v4, node.v4), format!("route add {} via {}", self.v6, node.v6)]
     }
 
     /// The address at a place in the range; 1 is the gateway.

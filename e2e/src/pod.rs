@@ -35,7 +35,7 @@ impl Pod {
                 format!("addr add {}/32 dev {link}", gateway.v4),
                 format!("addr add {}/128 dev {link} nodad", gateway.v6),
                 format!("route add {}/32 dev {link} src {}", addresses.v4, gateway.v4),
-                format!("-6 route add {}/128 dev {link}", addresses.v6),
+                format!("route add {}/128 dev {link}", addresses.v6),
             ],
         )
         .with_context(|| format!("connecting the pod {name} to {}", node.name()))?;
@@ -47,8 +47,8 @@ impl Pod {
                 format!("addr add {}/128 dev eth0 nodad", addresses.v6),
                 format!("route add {} dev eth0 scope link", gateway.v4),
                 format!("route add default via {}", gateway.v4),
-                format!("-6 route add {} dev eth0", gateway.v6),
-                format!("-6 route add default via {} dev eth0", gateway.v6),
+                format!("route add {} dev eth0", gateway.v6),
+                format!("route add ::/0 via {} dev eth0", gateway.v6),
             ],
         )?;
         Ok(Self { name: name.to_owned(), node: node.name().to_owned(), namespace, addresses })

@@ -2,15 +2,17 @@
 
 use std::{
     io::{self, BufRead, BufReader},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use socket2::{Domain, Socket, Type};
 
-use super::{Flood, Held, Outcome, Protocol, Tally, UdpFlow};
+use super::{
+    Flood, Held, Outcome, Protocol, Tally, UdpFlow,
+    socket::{connect, datagrams},
+};
 use crate::Netns;
 
 /// How long one of a row of quick attempts may take. Longer than any answer in a network of namespaces takes,
@@ -85,7 +87,7 @@ impl Client {
     /// # Errors
     /// When no server answers on it: the outcome in words.
     pub fn open(&self, target: SocketAddr) -> Result<Held> {
-        let stream = self.namespace.run(|| self.connect(target, self.timeout))?;
+        let stream = self.namespace.run(|| connect(self.source, target, self.timeout))?;
         let held = stream.and_then(|stream| Held::start(stream, self.timeout));
         held.map_err(|error| anyhow::anyhow!("{}", Outcome::from(error)))
             .with_context(|| format!("opening a connection from {} to {target}", self.namespace.name()))
@@ -96,7 +98,7 @@ impl Client {
     /// # Errors
     /// When the socket cannot be made.
     pub fn udp_flow(&self, target: SocketAddr) -> Result<UdpFlow> {
-        let socket = self.namespace.run(|| self.datagrams(target, self.timeout))?;
+        let socket = self.namespace.run(|| datagrams(self.source, target, self.timeout))?;
         Ok(UdpFlow::new(socket.with_context(|| format!("a UDP socket to {target}"))?))
     }
 
@@ -159,13 +161,13 @@ impl Client {
     fn attempt(&self, protocol: Protocol, target: SocketAddr, timeout: Duration) -> Outcome {
         let line = match protocol {
             Protocol::Tcp => self.tcp_line(target, timeout),
-            Protocol::Udp => self.datagrams(target, timeout).and_then(|socket| udp_line(&socket)),
+            Protocol::Udp => datagrams(self.source, target, timeout).and_then(|socket| udp_line(&socket)),
         };
         line.map_or_else(Outcome::from, |line| Outcome::from_line(&line))
     }
 
     fn tcp_line(&self, target: SocketAddr, timeout: Duration) -> io::Result<String> {
-        let stream = self.connect(target, timeout)?;
+        let stream = connect(self.source, target, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line)?;
@@ -175,29 +177,6 @@ impl Client {
         // Closing with a reset leaves no TIME_WAIT behind: thousands of attempts would use up the ports.
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         Ok(line)
-    }
-
-    fn connect(&self, target: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-        let socket = self.socket(target, Type::STREAM)?;
-        socket.connect_timeout(&target.into(), timeout)?;
-        Ok(socket.into())
-    }
-
-    fn datagrams(&self, target: SocketAddr, timeout: Duration) -> io::Result<UdpSocket> {
-        let socket = self.socket(target, Type::DGRAM)?;
-        // Only a connected UDP socket is told about ICMP port unreachable.
-        socket.connect(&target.into())?;
-        socket.set_read_timeout(Some(timeout))?;
-        Ok(socket.into())
-    }
-
-    fn socket(&self, target: SocketAddr, kind: Type) -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(target), kind, None)?;
-        if let Some(source) = self.source {
-            socket.set_reuse_address(true)?;
-            socket.bind(&source.into())?;
-        }
-        Ok(socket)
     }
 }
 

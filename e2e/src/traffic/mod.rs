@@ -8,6 +8,7 @@ mod flood;
 mod held;
 mod outcome;
 mod server;
+mod socket;
 mod tally;
 
 pub use client::Client;

@@ -1,0 +1,74 @@
+//! Sockets that hear every ICMP error. Both functions are for threads that are in the namespace.
+
+use std::{
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
+use socket2::{Domain, Socket, Type};
+
+/// Connects within `timeout`, from `source` if there is one.
+pub(super) fn connect(
+    source: Option<SocketAddr>,
+    target: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = bound(source, target, Type::STREAM)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
+        _ => {}
+    }
+    // Between namespaces a SYN is answered while connect() still owns the socket. An ICMP error that arrives
+    // then is kept as a soft one only (tcp_v4_err, tcp_v6_err) and connect() goes on to wait for the next SYN's,
+    // a second later. SO_ERROR tells the soft error too.
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    let limit = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    if poll(&mut wanted, limit)? == 0 {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        None => {
+            socket.set_nonblocking(false)?;
+            Ok(socket.into())
+        }
+    }
+}
+
+/// A UDP socket that sends to `target` and waits `timeout` for an answer.
+pub(super) fn datagrams(
+    source: Option<SocketAddr>,
+    target: SocketAddr,
+    timeout: Duration,
+) -> io::Result<UdpSocket> {
+    let socket = bound(source, target, Type::DGRAM)?;
+    // Without it UDP hides the errors that might pass, network unreachable among them (udp_err in the kernel).
+    match target {
+        SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?,
+        SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?,
+    }
+    // Only a connected socket is told about ICMP port unreachable.
+    socket.connect(&target.into())?;
+    socket.set_read_timeout(Some(timeout))?;
+    Ok(socket.into())
+}
+
+fn bound(source: Option<SocketAddr>, target: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(target), kind, None)?;
+    if let Some(source) = source {
+        socket.set_reuse_address(true)?;
+        socket.bind(&source.into())?;
+    }
+    Ok(socket)
+}
