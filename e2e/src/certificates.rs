@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 use crate::WorkDir;
@@ -31,19 +32,27 @@ impl Certificates {
     /// When a name is neither a DNS name nor an address, or a file cannot be written.
     pub fn generate(folder: &WorkDir, names: impl IntoIterator<Item = String>) -> Result<Self> {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "pointsman-e2e");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "pointsman-e2e");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().context("making the authority's key")?;
-        let authority = params.self_signed(&key).context("signing the authority's certificate")?;
+        let authority = params
+            .self_signed(&key)
+            .context("signing the authority's certificate")?;
         let issuer = Issuer::new(params, key);
 
         let names: Vec<String> = names.into_iter().collect();
         let mut params = CertificateParams::new(names).context("the API server's names")?;
-        params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "kube-apiserver");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let server_key = KeyPair::generate().context("making the API server's key")?;
-        let server = params.signed_by(&server_key, &issuer).context("signing the API server's certificate")?;
+        let server = params
+            .signed_by(&server_key, &issuer)
+            .context("signing the API server's certificate")?;
 
         let account = KeyPair::generate().context("making the key of service accounts")?;
         Ok(Self {

@@ -17,9 +17,17 @@ use crate::Netns;
 pub fn get(namespace: &Netns, address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let answer = namespace.run(|| request(address, path))?;
     let answer = answer.with_context(|| format!("GET http://{address}{path} in {}", namespace.name()))?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer without an end of its head")?;
-    let status = head.split_whitespace().nth(1).and_then(|status| status.parse().ok());
-    Ok((status.with_context(|| format!("an HTTP answer without a status: {head}"))?, body.to_owned()))
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("an HTTP answer without an end of its head")?;
+    let status = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    Ok((
+        status.with_context(|| format!("an HTTP answer without a status: {head}"))?,
+        body.to_owned(),
+    ))
 }
 
 fn request(address: SocketAddr, path: &str) -> io::Result<String> {

@@ -31,6 +31,7 @@ pub mod ip;
 pub mod iptables;
 pub mod netns;
 pub mod network;
+pub mod nft;
 pub mod node;
 pub mod peer;
 pub mod pod;

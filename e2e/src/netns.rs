@@ -45,7 +45,10 @@ impl Netns {
         })
         .map_err(|_| anyhow!("the thread that makes a namespace panicked"))?
         .with_context(|| format!("making the network namespace of {name}"))?;
-        let namespace = Self { name: name.into(), handle: Arc::new(handle) };
+        let namespace = Self {
+            name: name.into(),
+            handle: Arc::new(handle),
+        };
         ip::batch(&namespace, ["link set lo up"])?;
         Ok(namespace)
     }
@@ -67,7 +70,9 @@ impl Netns {
                 self.enter()?;
                 Ok(work())
             });
-            inside.join().unwrap_or_else(|_| Err(anyhow!("work inside the namespace {} panicked", self.name)))
+            inside
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("work inside the namespace {} panicked", self.name)))
         })
     }
 
@@ -107,17 +112,29 @@ impl Netns {
         fs::create_dir_all(folder).context("making /run/netns")?;
         let target = folder.join(name);
         if target.exists() {
-            bail!("{} exists; remove it with: ip netns delete {name}", target.display());
+            bail!(
+                "{} exists; remove it with: ip netns delete {name}",
+                target.display()
+            );
         }
         File::create(&target).with_context(|| format!("making {}", target.display()))?;
-        mount(Some(&self.path()), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .with_context(|| format!("mounting the namespace of {} at {}", self.name, target.display()))
-            .inspect_err(|_| drop(fs::remove_file(&target)))?;
+        mount(
+            Some(&self.path()),
+            &target,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .with_context(|| format!("mounting the namespace of {} at {}", self.name, target.display()))
+        .inspect_err(|_| drop(fs::remove_file(&target)))?;
         Ok(Published { target })
     }
 
     pub(crate) fn downgrade(&self) -> WeakNetns {
-        WeakNetns { name: Arc::clone(&self.name), handle: Arc::downgrade(&self.handle) }
+        WeakNetns {
+            name: Arc::clone(&self.name),
+            handle: Arc::downgrade(&self.handle),
+        }
     }
 }
 
@@ -151,6 +168,9 @@ pub(crate) struct WeakNetns {
 
 impl WeakNetns {
     pub(crate) fn upgrade(&self) -> Option<Netns> {
-        Some(Netns { name: Arc::clone(&self.name), handle: self.handle.upgrade()? })
+        Some(Netns {
+            name: Arc::clone(&self.name),
+            handle: self.handle.upgrade()?,
+        })
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     external::ExternalHost,
     ip,
     netns::{Netns, WeakNetns},
+    nft,
     node::{NodeNet, PodRange},
     requirements, sysctl,
 };
@@ -65,6 +66,15 @@ const CONTROL_PLANE: u8 = 2;
 const FIRST_NODE: u8 = 11;
 const FIRST_EXTERNAL: u8 = 200;
 
+/// The gateway says of every packet sent through it that there is no way. A rule, because what the kernel says
+/// for want of a route it says five times and then once a second (ip_error).
+const NO_WAY_OUT: &str = "table inet gateway {
+    chain prerouting {
+        type filter hook prerouting priority 0;
+        meta pkttype host fib daddr type != local reject with icmpx type no-route
+    }
+}";
+
 /// A dual-stack network of namespaces. Hosts leave when they are dropped.
 #[derive(Debug)]
 pub struct Fabric {
@@ -87,8 +97,6 @@ impl Fabric {
         requirements::check()?;
         let wire = Netns::new("the wire")?;
         sysctl::write(&wire, sysctl::HOST)?;
-        // The gateway forwards nothing, but only a router says "unreachable"; others drop in silence.
-        sysctl::write(&wire, sysctl::ROUTER)?;
         let Addresses { v4, v6 } = on_wire(GATEWAY);
         ip::batch(
             &wire,
@@ -97,11 +105,13 @@ impl Fabric {
                 format!("link set {BRIDGE} up"),
                 format!("addr add {v4}/24 dev {BRIDGE}"),
                 format!("addr add {v6}/64 dev {BRIDGE} nodad"),
-                "route add unreachable default".to_owned(),
-                "route add unreachable ::/0".to_owned(),
             ],
         )?;
-        Ok(Self { wire, members: Mutex::default() })
+        nft::run(&wire, NO_WAY_OUT)?;
+        Ok(Self {
+            wire,
+            members: Mutex::default(),
+        })
     }
 
     /// Adds a node with the next number. Every node gets routes to every other node's pods.
@@ -112,7 +122,11 @@ impl Fabric {
         let mut members = self.members()?;
         let number = u8::try_from(members.nodes.len() + 1).context("too many nodes")?;
         let place = FIRST_NODE - 1 + number;
-        ensure!(place < FIRST_EXTERNAL, "the wire has room for {} nodes", FIRST_EXTERNAL - FIRST_NODE);
+        ensure!(
+            place < FIRST_EXTERNAL,
+            "the wire has room for {} nodes",
+            FIRST_EXTERNAL - FIRST_NODE
+        );
         let namespace = Netns::new(name)?;
         sysctl::write(&namespace, sysctl::ROUTER)?;
         let addresses = self.join(&namespace, place)?;
@@ -144,8 +158,17 @@ impl Fabric {
         let count = u8::try_from(members.externals.len()).context("too many outside hosts")?;
         let place = FIRST_EXTERNAL.checked_add(count).filter(|place| *place < u8::MAX);
         let namespace = Netns::new(name)?;
-        let addresses = self.join(&namespace, place.context("no room for another outside host on the wire")?)?;
-        ip::batch(&namespace, members.nodes.iter().flat_map(|(_, pods, via)| pods.routes_via(*via)))?;
+        let addresses = self.join(
+            &namespace,
+            place.context("no room for another outside host on the wire")?,
+        )?;
+        ip::batch(
+            &namespace,
+            members
+                .nodes
+                .iter()
+                .flat_map(|(_, pods, via)| pods.routes_via(*via)),
+        )?;
         members.externals.push(namespace.downgrade());
         Ok(ExternalHost::new(namespace, addresses))
     }
@@ -164,7 +187,9 @@ impl Fabric {
     }
 
     fn members(&self) -> Result<std::sync::MutexGuard<'_, Members>> {
-        self.members.lock().map_err(|_| anyhow::anyhow!("adding to the fabric panicked before"))
+        self.members
+            .lock()
+            .map_err(|_| anyhow::anyhow!("adding to the fabric panicked before"))
     }
 
     /// Connects a namespace to the wire at a place, which is its last address byte.

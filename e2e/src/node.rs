@@ -37,7 +37,10 @@ impl PodRange {
 
     /// The `ip` commands that lead to this range through its node.
     pub(crate) fn routes_via(&self, node: Addresses) -> [String; 2] {
-        [format!("route add {} via {}", self.v4, node.v4), format!("route add {} via {}", self.v6, node.v6)]
+        [
+            format!("route add {} via {}", self.v4, node.v4),
+            format!("route add {} via {}", self.v6, node.v6),
+        ]
     }
 
     /// The address at a place in the range; 1 is the gateway.
@@ -45,7 +48,10 @@ impl PodRange {
         let [a, b, c, _] = self.v4.addr().octets();
         let mut v6 = self.v6.addr().segments();
         v6[7] = u16::from(place);
-        Addresses { v4: Ipv4Addr::new(a, b, c, place), v6: v6.into() }
+        Addresses {
+            v4: Ipv4Addr::new(a, b, c, place),
+            v6: v6.into(),
+        }
     }
 }
 
@@ -66,7 +72,14 @@ impl NodeNet {
         IptablesVariant::default().link_into(&folder.file("bin"))?;
         // 0 is the range itself and 1 the gateway.
         let next_place = AtomicU8::new(2);
-        Ok(Self { name: name.to_owned(), namespace, addresses, pods, next_place, folder })
+        Ok(Self {
+            name: name.to_owned(),
+            namespace,
+            addresses,
+            pods,
+            next_place,
+            folder,
+        })
     }
 
     /// The same node with the given iptables. To be called before anything wrote rules.

@@ -45,7 +45,12 @@ impl PeerOptions {
     /// Kube-proxy in this mode, which syncs without delay.
     #[must_use]
     pub fn new(mode: PeerMode) -> Self {
-        Self { mode, min_sync_period: Duration::ZERO, verbosity: 2, patch: serde_json::Value::Null }
+        Self {
+            mode,
+            min_sync_period: Duration::ZERO,
+            verbosity: 2,
+            patch: serde_json::Value::Null,
+        }
     }
 }
 
@@ -73,12 +78,20 @@ impl Peer {
         options: &PeerOptions,
     ) -> Result<Self> {
         let config = configuration(control_plane, node, options);
-        let config = node.folder().write("kube-proxy.json", serde_json::to_vec_pretty(&config)?)?;
+        let config = node
+            .folder()
+            .write("kube-proxy.json", serde_json::to_vec_pretty(&config)?)?;
         let mut command = node.command(toolchain.program(Program::KubeProxy)?);
-        command.arg("--config").arg(config).arg(format!("--v={}", options.verbosity));
+        command
+            .arg("--config")
+            .arg(config)
+            .arg(format!("--v={}", options.verbosity));
         let name = format!("kube-proxy on {}", node.name());
         let process = Process::start(&name, command, node.folder().file("kube-proxy.log"))?;
-        Ok(Self { process, namespace: node.namespace().clone() })
+        Ok(Self {
+            process,
+            namespace: node.namespace().clone(),
+        })
     }
 
     /// Waits until its health check says that it has synced.
@@ -87,7 +100,10 @@ impl Peer {
     /// With the end of its log, when it ends or `limit` passes first.
     pub fn wait_until_healthy(&self, limit: Duration) -> Result<()> {
         self.process.wait_until("be healthy", limit, || {
-            matches!(http::get(&self.namespace, local(HEALTH_PORT), "/healthz"), Ok((200, _)))
+            matches!(
+                http::get(&self.namespace, local(HEALTH_PORT), "/healthz"),
+                Ok((200, _))
+            )
         })
     }
 
@@ -96,7 +112,8 @@ impl Peer {
     /// # Errors
     /// When it does not serve them.
     pub fn metrics(&self) -> Result<String> {
-        let (_, metrics) = http::get(&self.namespace, local(METRICS_PORT), "/metrics").context("kube-proxy's metrics")?;
+        let (_, metrics) =
+            http::get(&self.namespace, local(METRICS_PORT), "/metrics").context("kube-proxy's metrics")?;
         Ok(metrics)
     }
 

@@ -29,7 +29,10 @@ impl Pod {
         ip::batch(
             node.namespace(),
             [
-                format!("link add {link} type veth peer name eth0 netns {}", namespace.path().display()),
+                format!(
+                    "link add {link} type veth peer name eth0 netns {}",
+                    namespace.path().display()
+                ),
                 format!("link set {link} up"),
                 // The same address on every pod's link: a neighbour question from the pod is answered there.
                 format!("addr add {}/32 dev {link}", gateway.v4),
@@ -51,7 +54,12 @@ impl Pod {
                 format!("route add ::/0 via {} dev eth0", gateway.v6),
             ],
         )?;
-        Ok(Self { name: name.to_owned(), node: node.name().to_owned(), namespace, addresses })
+        Ok(Self {
+            name: name.to_owned(),
+            node: node.name().to_owned(),
+            namespace,
+            addresses,
+        })
     }
 
     /// The pod's name.

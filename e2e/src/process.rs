@@ -54,13 +54,21 @@ impl Process {
         let file = File::options().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("opening {}, the log of {name}", log.display()))?;
         command.stdin(Stdio::null());
-        command.stdout(file.try_clone().context("sharing a log between stdout and stderr")?);
+        command.stdout(
+            file.try_clone()
+                .context("sharing a log between stdout and stderr")?,
+        );
         command.stderr(file);
         let program = command.get_program().to_owned();
         let child = spawn::spawn(command)
             .with_context(|| format!("starting {name} ({})", program.to_string_lossy()))?;
         let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id that is no process id")?);
-        Ok(Self { name: name.to_owned(), log, pid, child: Mutex::new(child) })
+        Ok(Self {
+            name: name.to_owned(),
+            log,
+            pid,
+            child: Mutex::new(child),
+        })
     }
 
     /// What the process is called in messages.
@@ -94,8 +102,14 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         // While the lock is held nobody reaps the process, so its id cannot mean another one.
         let mut child = self.child();
-        if let Some(status) = child.try_wait().with_context(|| format!("looking after {}", self.name))? {
-            bail!("{} is gone ({status}), so {signal} has nobody to go to", self.name);
+        if let Some(status) = child
+            .try_wait()
+            .with_context(|| format!("looking after {}", self.name))?
+        {
+            bail!(
+                "{} is gone ({status}), so {signal} has nobody to go to",
+                self.name
+            );
         }
         kill(self.pid, signal).with_context(|| format!("sending {signal} to {}", self.name))
     }
@@ -127,7 +141,10 @@ impl Process {
     /// When it can be neither killed nor waited for.
     pub fn kill9(&self) -> Result<()> {
         let mut child = self.child();
-        child.kill().and_then(|()| child.wait()).with_context(|| format!("killing {}", self.name))?;
+        child
+            .kill()
+            .and_then(|()| child.wait())
+            .with_context(|| format!("killing {}", self.name))?;
         Ok(())
     }
 
@@ -149,7 +166,12 @@ impl Process {
     pub fn cpu_time(&self) -> Result<CpuTime> {
         let stat = self.proc_file("stat")?;
         // The name, in parentheses, may contain spaces; state is the first field after it.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
         let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
         let (Some(user), Some(system), Some(child_user), Some(child_system)) =
             (ticks(11), ticks(12), ticks(13), ticks(14))
@@ -158,7 +180,10 @@ impl Process {
         };
         // USER_HZ, which is 100 on every architecture that this runs on.
         let time = |ticks: u64| Duration::from_millis(ticks * 10);
-        Ok(CpuTime { own: time(user + system), children: time(child_user + child_system) })
+        Ok(CpuTime {
+            own: time(user + system),
+            children: time(child_user + child_system),
+        })
     }
 
     /// The last lines of its log.
@@ -185,7 +210,11 @@ impl Process {
                     continue;
                 }
             };
-            bail!("waiting for {} to {what}: {problem}; the end of its log:\n{}", self.name, self.log_tail(30));
+            bail!(
+                "waiting for {} to {what}: {problem}; the end of its log:\n{}",
+                self.name,
+                self.log_tail(30)
+            );
         }
         Ok(())
     }
@@ -204,7 +233,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("---- the end of the log of {} ({}):\n{}", self.name, self.log.display(), self.log_tail(20));
+            eprintln!(
+                "---- the end of the log of {} ({}):\n{}",
+                self.name,
+                self.log.display(),
+                self.log_tail(20)
+            );
         }
         // It may have ended already; in every other case the parent-death signal is what is left.
         let _ = self.kill9();

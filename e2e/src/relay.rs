@@ -76,7 +76,11 @@ fn join(outside: TcpStream, inside: TcpStream) -> io::Result<()> {
 fn forward(mut from: TcpStream, mut to: TcpStream) {
     let copied = io::copy(&mut from, &mut to);
     // An end is passed on as an end; a failure ends both directions, so that no client hangs.
-    let how = if copied.is_ok() { Shutdown::Write } else { Shutdown::Both };
+    let how = if copied.is_ok() {
+        Shutdown::Write
+    } else {
+        Shutdown::Both
+    };
     let _ = to.shutdown(how);
     if copied.is_err() {
         let _ = from.shutdown(Shutdown::Both);

@@ -7,7 +7,13 @@ use anyhow::{Result, bail};
 use nix::unistd::geteuid;
 
 /// Programs that the harness calls by name, all from the packages of e2e/packages.sh.
-const PROGRAMS: &[&str] = &["ip", "nft", "xtables-legacy-multi", "xtables-nft-multi", "conntrack"];
+const PROGRAMS: &[&str] = &[
+    "ip",
+    "nft",
+    "xtables-legacy-multi",
+    "xtables-nft-multi",
+    "conntrack",
+];
 
 /// Checks for root and for the programs that come with packages.
 ///
@@ -17,7 +23,11 @@ pub fn check() -> Result<()> {
     if !geteuid().is_root() {
         bail!("the e2e tests make network namespaces and need root: run them with sudo -E, or as root");
     }
-    let missing: Vec<_> = PROGRAMS.iter().copied().filter(|program| find(program).is_none()).collect();
+    let missing: Vec<_> = PROGRAMS
+        .iter()
+        .copied()
+        .filter(|program| find(program).is_none())
+        .collect();
     if !missing.is_empty() {
         bail!("not found: {}; run e2e/packages.sh", missing.join(", "));
     }

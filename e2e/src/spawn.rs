@@ -51,7 +51,6 @@ fn before_exec(command: &mut Command, prepare: impl FnMut() -> io::Result<()> + 
     unsafe { command.pre_exec(prepare) };
 }
 
-
 /// Starts `command` from the thread that lives as long as this process.
 pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     type Order = Box<dyn FnOnce() + Send>;

@@ -16,10 +16,11 @@ pub const HOST: &[(&str, &str)] = &[
     // back through another interface than a strict check would expect.
     ("net.ipv4.conf.all.rp_filter", "2"),
     ("net.ipv4.conf.default.rp_filter", "2"),
-    // One unreachable message a second and target is the kernel's default: the second refused datagram of a
-    // test would look like a lost one.
-    ("net.ipv4.icmp_ratelimit", "0"),
-    ("net.ipv6.icmp.ratelimit", "0"),
+    // The kernel limits its ICMP errors by target and in all (icmpv4_global_allow: 50 at once); past that a
+    // refused datagram would look like a lost one. Types outside of the mask are not limited: none, and the
+    // unused type 0.
+    ("net.ipv4.icmp_ratemask", "0"),
+    ("net.ipv6.icmp.ratemask", "0"),
 ];
 
 /// What a node needs on top: it forwards for its pods.

@@ -58,7 +58,9 @@ impl Program {
         match self {
             Self::Etcd => "etcd",
             Self::Helm => "helm",
-            Self::KubeApiserver | Self::Kubectl | Self::KubeControllerManager | Self::KubeProxy => "kubernetes",
+            Self::KubeApiserver | Self::Kubectl | Self::KubeControllerManager | Self::KubeProxy => {
+                "kubernetes"
+            }
         }
     }
 
@@ -104,7 +106,10 @@ impl Toolchain {
     pub fn locate() -> Result<Self> {
         let bin = target_directory()?.join("e2e/bin");
         fs::create_dir_all(&bin).with_context(|| format!("making {}", bin.display()))?;
-        Ok(Self { modules: Path::new(env!("CARGO_MANIFEST_DIR")).join("tools"), bin })
+        Ok(Self {
+            modules: Path::new(env!("CARGO_MANIFEST_DIR")).join("tools"),
+            bin,
+        })
     }
 
     /// The path of a program, which is built first when it is missing or when its go.mod, go.sum or flags
@@ -174,13 +179,25 @@ impl Toolchain {
             // Without these the server says that it is v0.0.0, and clients that check versions refuse it.
             let version = self.version(program)?;
             let mut numbers = version.trim_start_matches('v').split('.');
-            let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-            for (name, value) in [("gitVersion", version.as_str()), ("gitMajor", major), ("gitMinor", minor)] {
+            let (major, minor) = (
+                numbers.next().unwrap_or_default(),
+                numbers.next().unwrap_or_default(),
+            );
+            for (name, value) in [
+                ("gitVersion", version.as_str()),
+                ("gitMajor", major),
+                ("gitMinor", minor),
+            ] {
                 link.push_str(&format!(" -X k8s.io/component-base/version.{name}={value}"));
             }
         }
         // readonly: a go.mod that needs a change is a mistake to be seen, not to be repaired on the way.
-        Ok(vec!["-mod=readonly".into(), "-trimpath".into(), "-ldflags".into(), link])
+        Ok(vec![
+            "-mod=readonly".into(),
+            "-trimpath".into(),
+            "-ldflags".into(),
+            link,
+        ])
     }
 
     fn fingerprint(&self, program: Program, flags: &[String]) -> Result<String> {
@@ -196,12 +213,15 @@ impl Toolchain {
     fn version(&self, program: Program) -> Result<String> {
         let package = program.package();
         let go_mod = self.module_file(program, "go.mod")?;
-        let required = go_mod.lines().map(|line| line.trim().trim_start_matches("require ")).find_map(|line| {
-            // What only tools need is marked by a comment after the version.
-            let mut words = line.split_whitespace();
-            let (module, version) = (words.next()?, words.next()?);
-            (version.starts_with('v') && package.starts_with(module)).then(|| version.to_owned())
-        });
+        let required = go_mod
+            .lines()
+            .map(|line| line.trim().trim_start_matches("require "))
+            .find_map(|line| {
+                // What only tools need is marked by a comment after the version.
+                let mut words = line.split_whitespace();
+                let (module, version) = (words.next()?, words.next()?);
+                (version.starts_with('v') && package.starts_with(module)).then(|| version.to_owned())
+            });
         required.with_context(|| format!("e2e/tools/{}/go.mod requires no {package}", program.module()))
     }
 
@@ -222,9 +242,15 @@ pub fn target_directory() -> Result<PathBuf> {
     let program = env::current_exe().context("asking where this program is")?;
     // Cargo marks the directory itself with this file; between it and the program may be a profile, a target
     // triple and `deps`.
-    let marked = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
-    let folder = marked
-        .with_context(|| format!("{} is in no cargo target directory; set CARGO_TARGET_DIR", program.display()))?;
+    let marked = program
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    let folder = marked.with_context(|| {
+        format!(
+            "{} is in no cargo target directory; set CARGO_TARGET_DIR",
+            program.display()
+        )
+    })?;
     Ok(folder.to_owned())
 }
 

@@ -38,7 +38,10 @@ impl WorkDir {
         folder.disable_cleanup(std::env::var_os(KEEP).is_some());
         let in_use = File::create(folder.path().join(".lock")).context("making a work folder's lock")?;
         in_use.lock().context("locking a work folder")?;
-        Ok(Self { folder, _in_use: in_use })
+        Ok(Self {
+            folder,
+            _in_use: in_use,
+        })
     }
 
     /// Where it is.
@@ -70,7 +73,9 @@ fn sweep(parent: &Path) {
         return;
     }
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let Ok(lock) = File::open(entry.path().join(".lock")) else { continue };
+        let Ok(lock) = File::open(entry.path().join(".lock")) else {
+            continue;
+        };
         if !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             let _ = fs::remove_dir_all(entry.path());
         }

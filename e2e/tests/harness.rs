@@ -14,7 +14,8 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, api::ListParams};
 use pointsman_e2e::{
-    ControlPlane, Fabric, IptablesVariant, NodeNet, Options, Peer, PeerMode, PeerOptions, Pod, Toolchain, sysctl,
+    ControlPlane, Fabric, IptablesVariant, NodeNet, Options, Peer, PeerMode, PeerOptions, Pod, Toolchain,
+    sysctl,
     traffic::{Client, Outcome, Protocol, serve},
 };
 
@@ -30,8 +31,13 @@ fn pods_on_different_nodes_reach_each_other_with_their_own_addresses() -> Result
         for (at, source) in server.addresses().both(80).into_iter().zip(addresses.both(0)) {
             let _server = serve(server.namespace(), protocol, at, "server")?;
             let outcome = Client::of(client.namespace()).ask(protocol, at);
-            let answer = outcome.answer().with_context(|| format!("{protocol:?} {at}: {outcome}"))?;
-            assert_eq!((answer.by.as_str(), answer.seen_source.ip()), ("server", source.ip()));
+            let answer = outcome
+                .answer()
+                .with_context(|| format!("{protocol:?} {at}: {outcome}"))?;
+            assert_eq!(
+                (answer.by.as_str(), answer.seen_source.ip()),
+                ("server", source.ip())
+            );
         }
     }
     Ok(())
@@ -45,7 +51,12 @@ fn the_outside_reaches_pods_and_pods_reach_the_outside() -> Result<()> {
     let pod = node.add_pod("web")?;
     let after = fabric.external("after")?;
     for outside in [&before, &after] {
-        for (inner, outer) in pod.addresses().both(80).into_iter().zip(outside.addresses().both(80)) {
+        for (inner, outer) in pod
+            .addresses()
+            .both(80)
+            .into_iter()
+            .zip(outside.addresses().both(80))
+        {
             let inside = serve(pod.namespace(), Protocol::Tcp, inner, "pod")?;
             let away = serve(outside.namespace(), Protocol::Tcp, outer, "outside")?;
             assert!(Client::of(outside.namespace()).tcp(inside.address()).is_by("pod"));
@@ -69,13 +80,20 @@ fn outcomes_are_told_apart() -> Result<()> {
     let quick = Client::of(client.namespace()).timeout(Duration::from_millis(200));
     for closed in server.addresses().both(81) {
         for _ in 0..20 {
-            assert_eq!((quick.tcp(closed), quick.udp(closed)), (Outcome::Refused, Outcome::Refused));
+            assert_eq!(
+                (quick.tcp(closed), quick.udp(closed)),
+                (Outcome::Refused, Outcome::Refused)
+            );
         }
     }
     for nowhere in ["10.96.0.1:80", "[fd00:10:96::1]:80"] {
         let nowhere = nowhere.parse()?;
         for _ in 0..20 {
-            assert_eq!((quick.tcp(nowhere), quick.udp(nowhere)), (Outcome::Unreachable, Outcome::Unreachable));
+            assert_eq!(
+                (quick.tcp(nowhere), quick.udp(nowhere)),
+                (Outcome::Unreachable, Outcome::Unreachable),
+                "{nowhere}"
+            );
         }
     }
     // As kube-proxy refuses a Service without endpoints: ICMP port unreachable, also to TCP.
@@ -84,10 +102,14 @@ fn outcomes_are_told_apart() -> Result<()> {
     ensure!(node.namespace().command("nft").arg(refuse).status()?.success());
     for refused in server.addresses().both(82) {
         for _ in 0..20 {
-            assert_eq!((quick.tcp(refused), quick.udp(refused)), (Outcome::Refused, Outcome::Refused));
+            assert_eq!(
+                (quick.tcp(refused), quick.udp(refused)),
+                (Outcome::Refused, Outcome::Refused)
+            );
         }
     }
-    let silence = "add table ip t; add chain ip t c { type filter hook input priority 0; }; add rule ip t c drop";
+    let silence =
+        "add table ip t; add chain ip t c { type filter hook input priority 0; }; add rule ip t c drop";
     ensure!(server.namespace().command("nft").arg(silence).status()?.success());
     assert_eq!(quick.tcp(server.at_v4(81)), Outcome::TimedOut);
     assert_eq!(quick.udp(server.at_v4(81)), Outcome::TimedOut);
@@ -124,7 +146,10 @@ fn lasting_traffic_notices_a_server_that_goes() -> Result<()> {
         }
     });
     let took = client.until_answered_by(Protocol::Tcp, at, &["second"], LIMIT)?;
-    assert!(took > Duration::from_millis(80) && took < Duration::from_secs(5), "{took:?}");
+    assert!(
+        took > Duration::from_millis(80) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
     assert!(flood.stop_without_loss().is_err());
     drop(later.join());
     Ok(())
@@ -136,15 +161,26 @@ fn nodes_have_their_own_iptables_and_sysctls() -> Result<()> {
     let legacy = fabric.node("old")?.with_iptables(IptablesVariant::Legacy)?;
     let nft = fabric.node("new")?;
     let version = |node: &NodeNet, program| -> Result<String> {
-        Ok(String::from_utf8(node.command(program).arg("--version").output()?.stdout)?)
+        Ok(String::from_utf8(
+            node.command(program).arg("--version").output()?.stdout,
+        )?)
     };
     for program in ["iptables", "ip6tables-restore"] {
         let (old, new) = (version(&legacy, program)?, version(&nft, program)?);
         assert!(old.contains("legacy") && new.contains("nf_tables"), "{old} {new}");
     }
-    sysctl::write(legacy.namespace(), &[("net.ipv4.ip_local_port_range", "40000\t41000")])?;
-    assert_eq!(sysctl::read(legacy.namespace(), "net.ipv4.ip_local_port_range")?, "40000\t41000");
-    assert_ne!(sysctl::read(nft.namespace(), "net.ipv4.ip_local_port_range")?, "40000\t41000");
+    sysctl::write(
+        legacy.namespace(),
+        &[("net.ipv4.ip_local_port_range", "40000\t41000")],
+    )?;
+    assert_eq!(
+        sysctl::read(legacy.namespace(), "net.ipv4.ip_local_port_range")?,
+        "40000\t41000"
+    );
+    assert_ne!(
+        sysctl::read(nft.namespace(), "net.ipv4.ip_local_port_range")?,
+        "40000\t41000"
+    );
     Ok(())
 }
 
@@ -155,7 +191,9 @@ fn three_nodes_with_ten_pods_each_are_quick() -> Result<()> {
     let mut kept: Vec<(NodeNet, Vec<Pod>)> = Vec::new();
     for number in 1..=3 {
         let node = fabric.node(&format!("node-{number}"))?;
-        let pods = (0..10).map(|pod| node.add_pod(&format!("pod-{number}-{pod}"))).collect::<Result<_>>()?;
+        let pods = (0..10)
+            .map(|pod| node.add_pod(&format!("pod-{number}-{pod}")))
+            .collect::<Result<_>>()?;
         kept.push((node, pods));
     }
     let took = started.elapsed();
@@ -174,37 +212,68 @@ fn the_control_plane_is_a_real_one_and_survives_what_tests_do_to_it() -> Result<
     let uid = control_plane.create_node_with(&node, &[("pool", "big")])?;
     control_plane.create_node(&other)?;
     assert!(control_plane.kubectl(&["get", "nodes"])?.contains("node-2"));
-    assert!(control_plane.kubectl(&["version"])?.contains("Server Version: v1.36.3"));
+    assert!(
+        control_plane
+            .kubectl(&["version"])?
+            .contains("Server Version: v1.36.3")
+    );
 
     // A client on a thread that is in no namespace of ours.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let nodes: Vec<Node> = runtime.block_on(async {
         let client = control_plane.client().await?;
-        anyhow::Ok(Api::<Node>::all(client).list(&ListParams::default().labels("pool=big")).await?.items)
+        anyhow::Ok(
+            Api::<Node>::all(client)
+                .list(&ListParams::default().labels("pool=big"))
+                .await?
+                .items,
+        )
     })?;
     assert_eq!(nodes.len(), 1);
     assert_eq!(nodes[0].metadata.uid.as_deref(), Some(uid.as_str()));
 
     // A bound token says which node it is on, and can be used from that node over the wire.
-    let kubeconfig = control_plane.kubeconfig_for_token(&control_plane.token("default", "default", Some("node-1"))?)?;
+    let kubeconfig =
+        control_plane.kubeconfig_for_token(&control_plane.token("default", "default", Some("node-1"))?)?;
     let who = control_plane.kubectl_as(&kubeconfig, &["auth", "whoami", "-o", "json"], "")?;
     let who: serde_json::Value = serde_json::from_str(&who)?;
     let extra = &who["status"]["userInfo"]["extra"];
-    assert_eq!(extra["authentication.kubernetes.io/node-name"][0], "node-1", "{who}");
-    assert_eq!(extra["authentication.kubernetes.io/node-uid"][0], uid.as_str(), "{who}");
+    assert_eq!(
+        extra["authentication.kubernetes.io/node-name"][0], "node-1",
+        "{who}"
+    );
+    assert_eq!(
+        extra["authentication.kubernetes.io/node-uid"][0],
+        uid.as_str(),
+        "{who}"
+    );
 
     // Cut off is one node only, in silence, until it heals.
     let reach = |node: &NodeNet| {
         let connect = || TcpStream::connect_timeout(&control_plane.api_server(), Duration::from_millis(300));
-        anyhow::Ok(node.namespace().run(connect)?.map(drop).map_err(|error| error.kind()))
+        anyhow::Ok(
+            node.namespace()
+                .run(connect)?
+                .map(drop)
+                .map_err(|error| error.kind()),
+        )
     };
     let cut = control_plane.cut_off(&node)?;
-    assert_eq!((reach(&node)?, reach(&other)?), (Err(ErrorKind::TimedOut), Ok(())));
+    assert_eq!(
+        (reach(&node)?, reach(&other)?),
+        (Err(ErrorKind::TimedOut), Ok(()))
+    );
     drop(cut);
     assert_eq!(reach(&node)?, Ok(()));
 
     let frozen = control_plane.freeze_api_server()?;
-    assert!(control_plane.kubectl(&["get", "--raw=/readyz", "--request-timeout=500ms"]).is_err());
+    assert!(
+        control_plane
+            .kubectl(&["get", "--raw=/readyz", "--request-timeout=500ms"])
+            .is_err()
+    );
     drop(frozen);
     control_plane.kubectl(&["get", "--raw=/readyz"])?;
 
@@ -221,11 +290,19 @@ fn the_control_plane_is_a_real_one_and_survives_what_tests_do_to_it() -> Result<
 fn kube_proxy_makes_a_service_answer_from_a_pod() -> Result<()> {
     let (fabric, toolchain) = (Fabric::new()?, Toolchain::locate()?);
     let control_plane = ControlPlane::start(&toolchain, &fabric, Options::default())?;
-    let nodes = [fabric.node("node-1")?, fabric.node("node-2")?.with_iptables(IptablesVariant::Legacy)?];
+    let nodes = [
+        fabric.node("node-1")?,
+        fabric.node("node-2")?.with_iptables(IptablesVariant::Legacy)?,
+    ];
     let mut peers = Vec::new();
     for node in &nodes {
         control_plane.create_node(node)?;
-        peers.push(Peer::start(&toolchain, &control_plane, node, &PeerOptions::new(PeerMode::Iptables))?);
+        peers.push(Peer::start(
+            &toolchain,
+            &control_plane,
+            node,
+            &PeerOptions::new(PeerMode::Iptables),
+        )?);
     }
     let client = nodes[0].add_pod("client")?;
     let webs = [nodes[0].add_pod("web-1")?, nodes[1].add_pod("web-2")?];
@@ -243,7 +320,12 @@ fn kube_proxy_makes_a_service_answer_from_a_pod() -> Result<()> {
     )?;
     for vip in ["10.96.1.1:80", "[fd00:10:96::101]:80"] {
         for from in [client.namespace(), nodes[1].namespace()] {
-            let took = Client::of(from).until_answered_by(Protocol::Tcp, vip.parse()?, &["web-1", "web-2"], LIMIT)?;
+            let took = Client::of(from).until_answered_by(
+                Protocol::Tcp,
+                vip.parse()?,
+                &["web-1", "web-2"],
+                LIMIT,
+            )?;
             let tally = Client::of(from).many(Protocol::Tcp, vip.parse()?, 60)?;
             println!("{vip} from {} after {took:?}: {tally}", from.name());
             assert_eq!((tally.lost(), tally.answerers()), (0, vec!["web-1", "web-2"]));
@@ -253,14 +335,29 @@ fn kube_proxy_makes_a_service_answer_from_a_pod() -> Result<()> {
     let outside = fabric.external("outside")?;
     outside.route_via("10.96.0.0/16".parse::<ipnet::IpNet>()?, &nodes[1])?;
     for at in ["10.96.1.1:80".parse()?, nodes[0].addresses().at_v4(30080)] {
-        assert_eq!(Client::of(outside.namespace()).many(Protocol::Tcp, at, 20)?.ok(), 20, "{at}");
+        assert_eq!(
+            Client::of(outside.namespace()).many(Protocol::Tcp, at, 20)?.ok(),
+            20,
+            "{at}"
+        );
     }
     for peer in &peers {
         peer.wait_until_healthy(LIMIT)?;
-        assert!(peer.metrics()?.contains("kubeproxy_sync_proxy_rules_duration_seconds"));
+        assert!(
+            peer.metrics()?
+                .contains("kubeproxy_sync_proxy_rules_duration_seconds")
+        );
         let process = peer.process();
-        println!("{}: {} MB, {:?}", process.name(), process.peak_memory()? >> 20, process.cpu_time()?);
-        assert!(process.stop(Duration::from_secs(5))?, "kube-proxy did not end by itself");
+        println!(
+            "{}: {} MB, {:?}",
+            process.name(),
+            process.peak_memory()? >> 20,
+            process.cpu_time()?
+        );
+        assert!(
+            process.stop(Duration::from_secs(5))?,
+            "kube-proxy did not end by itself"
+        );
     }
     Ok(())
 }
@@ -274,7 +371,9 @@ fn hold_everything_until_killed() -> Result<()> {
     let _pod = node.add_pod("pod")?;
     // Started from a thread that ends: the servers must outlive it, and not the process.
     let started = thread::scope(|scope| {
-        scope.spawn(|| ControlPlane::start(&Toolchain::locate()?, &fabric, Options::default())).join()
+        scope
+            .spawn(|| ControlPlane::start(&Toolchain::locate()?, &fabric, Options::default()))
+            .join()
     });
     let _control_plane = started.map_err(|_| anyhow::anyhow!("starting the control plane panicked"))??;
     thread::sleep(Duration::from_millis(300));
@@ -287,13 +386,24 @@ fn hold_everything_until_killed() -> Result<()> {
 fn nothing_is_left_after_the_tests_are_killed() -> Result<()> {
     let interfaces = interfaces()?;
     let mut holder = Command::new(std::env::current_exe()?)
-        .args(["--ignored", "--exact", "hold_everything_until_killed", "--nocapture"])
+        .args([
+            "--ignored",
+            "--exact",
+            "hold_everything_until_killed",
+            "--nocapture",
+        ])
         .stdout(Stdio::piped())
         .spawn()?;
     let output = BufReader::new(holder.stdout.take().context("no output of the holder")?);
-    let ready = output.lines().map_while(std::io::Result::ok).any(|line| line == "holding");
+    let ready = output
+        .lines()
+        .map_while(std::io::Result::ok)
+        .any(|line| line == "holding");
     let children = children_of(holder.id())?;
-    assert!(ready && children.len() >= 3, "the holder did not get ready; its children: {children:?}");
+    assert!(
+        ready && children.len() >= 3,
+        "the holder did not get ready; its children: {children:?}"
+    );
     holder.kill()?;
     holder.wait()?;
     let gone = |pid: &u32| match fs::read_to_string(format!("/proc/{pid}/stat")) {
@@ -317,16 +427,24 @@ fn nothing_is_left_after_everything_is_dropped() -> Result<()> {
     let control_plane = ControlPlane::start(&Toolchain::locate()?, &fabric, Options::default())?;
     let node = fabric.node("node-1")?;
     let published = node.namespace().publish("pointsman-harness-test")?;
-    let list = Command::new("ip").args(["netns", "exec", "pointsman-harness-test", "ip", "link"]).output()?;
+    let list = Command::new("ip")
+        .args(["netns", "exec", "pointsman-harness-test", "ip", "link"])
+        .output()?;
     assert!(String::from_utf8_lossy(&list.stdout).contains("eth0"));
-    let folders = [control_plane.folder().path().to_owned(), node.folder().path().to_owned()];
+    let folders = [
+        control_plane.folder().path().to_owned(),
+        node.folder().path().to_owned(),
+    ];
     let namespace = control_plane.namespace().path();
     let identity = |path| fs::read_link(path).unwrap_or_default();
     let inside = processes_in(&identity(namespace))?;
     assert!(inside.len() >= 3, "{inside:?}");
     drop((published, node, control_plane, fabric));
     for process in inside {
-        assert!(!fs::exists(format!("/proc/{process}"))?, "process {process} is left");
+        assert!(
+            !fs::exists(format!("/proc/{process}"))?,
+            "process {process} is left"
+        );
     }
     for folder in folders {
         assert!(!folder.exists(), "{} is left", folder.display());
@@ -339,13 +457,20 @@ fn nothing_is_left_after_everything_is_dropped() -> Result<()> {
 /// The interfaces of the test's own namespace.
 fn interfaces() -> Result<BTreeSet<String>> {
     let entries = fs::read_to_string("/proc/net/dev")?;
-    Ok(entries.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect())
+    Ok(entries
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
+        .collect())
 }
 
 /// The processes whose network namespace is the given one (`net:[inode]`).
 fn processes_in(namespace: &std::path::Path) -> Result<Vec<u32>> {
-    let all = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Ok(all.filter(|pid: &u32| fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|own| own == namespace)).collect())
+    let all = fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(all
+        .filter(|pid: &u32| fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|own| own == namespace))
+        .collect())
 }
 
 /// The children of all threads of a process.
@@ -353,7 +478,10 @@ fn children_of(pid: u32) -> Result<Vec<u32>> {
     let mut children = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let list = fs::read_to_string(thread?.path().join("children"))?;
-        children.extend(list.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        children.extend(
+            list.split_whitespace()
+                .filter_map(|child| child.parse::<u32>().ok()),
+        );
     }
     Ok(children)
 }

@@ -28,7 +28,11 @@ impl Identity {
     pub(super) fn new(user: &'static str, groups: &'static [&'static str]) -> Result<Self> {
         // The relay's port is open to everyone on this machine, so the token must not be guessable.
         let token = fs::read_to_string("/proc/sys/kernel/random/uuid").context("making a random token")?;
-        Ok(Self { token: token.trim().to_owned(), user, groups })
+        Ok(Self {
+            token: token.trim().to_owned(),
+            user,
+            groups,
+        })
     }
 }
 
@@ -123,7 +127,10 @@ impl ControlPlane {
     /// # Errors
     /// When the API server refuses one of them.
     pub fn apply(&self, manifests: &str) -> Result<String> {
-        self.kubectl_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifests)
+        self.kubectl_with(
+            &["apply", "--server-side", "--force-conflicts", "-f", "-"],
+            manifests,
+        )
     }
 
     /// Waits until kubectl with these arguments succeeds, asking every 50 ms.
@@ -165,7 +172,13 @@ impl ControlPlane {
         let end = token.get(token.len().saturating_sub(16)..).unwrap_or("token");
         let name = format!("token-{end}.kubeconfig");
         let Self { servers, .. } = self;
-        write_kubeconfig(&servers.folder, &servers.certificates, &name, self.api_server(), token)
+        write_kubeconfig(
+            &servers.folder,
+            &servers.certificates,
+            &name,
+            self.api_server(),
+            token,
+        )
     }
 }
 

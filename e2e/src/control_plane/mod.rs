@@ -67,25 +67,46 @@ impl ControlPlane {
             .into();
         let dns = "kubernetes.default.svc.cluster.local";
         names.extend([dns.to_owned(), addresses.v4.to_string(), addresses.v6.to_string()]);
-        names.extend(dns.match_indices('.').take(3).filter_map(|(end, _)| Some(dns.get(..end)?.to_owned())));
+        names.extend(
+            dns.match_indices('.')
+                .take(3)
+                .filter_map(|(end, _)| Some(dns.get(..end)?.to_owned())),
+        );
         let certificates = Certificates::generate(&folder, names)?;
         let toolchain = toolchain.clone();
-        let servers = Servers { namespace, addresses, folder, certificates, toolchain, options };
+        let servers = Servers {
+            namespace,
+            addresses,
+            folder,
+            certificates,
+            toolchain,
+            options,
+        };
 
         let admin = Identity::new("e2e-admin", &["system:masters"])?;
         let kube_proxy = Identity::new("system:kube-proxy", &["system:authenticated"])?;
-        let identities = servers.folder.write("identities.csv", Servers::identities(&[&admin, &kube_proxy]))?;
+        let identities = servers
+            .folder
+            .write("identities.csv", Servers::identities(&[&admin, &kube_proxy]))?;
         let api = servers.addresses.at_v4(API_PORT);
         let relay = Relay::start(&servers.namespace, api)?;
         let write = |name, server, identity: &Identity| {
-            write_kubeconfig(&servers.folder, &servers.certificates, name, server, &identity.token)
+            write_kubeconfig(
+                &servers.folder,
+                &servers.certificates,
+                name,
+                server,
+                &identity.token,
+            )
         };
         let kubeconfig = write("admin.kubeconfig", api, &admin)?;
         let host_kubeconfig = write("host.kubeconfig", relay.address(), &admin)?;
         let kube_proxy_kubeconfig = write("kube-proxy.kubeconfig", api, &kube_proxy)?;
 
         let etcd = servers.etcd()?;
-        etcd.wait_until("listen", START_LIMIT, || listens(&servers.namespace, servers::ETCD))?;
+        etcd.wait_until("listen", START_LIMIT, || {
+            listens(&servers.namespace, servers::ETCD)
+        })?;
         let api_server = servers.api_server(&identities)?;
         let kubectl = servers.toolchain.program(Program::Kubectl)?;
         // It waits for the API server by itself, but for 10 s only: so it is built now and started when asked.
@@ -106,7 +127,10 @@ impl ControlPlane {
         };
         control_plane.wait_until_ready()?;
         control_plane
-            .wait_for(&["get", "serviceaccount", "default", "--namespace", "default"], START_LIMIT)
+            .wait_for(
+                &["get", "serviceaccount", "default", "--namespace", "default"],
+                START_LIMIT,
+            )
             .with_context(|| control_plane.logs("no service account `default`"))?;
         Ok(control_plane)
     }
@@ -176,7 +200,11 @@ impl ControlPlane {
     fn logs(&self, what: &str) -> String {
         let api_server = self.process();
         let tails = [&self.etcd, &*api_server, &self.controllers].map(|process| {
-            format!("the end of the log of {}:\n{}", process.name(), process.log_tail(15))
+            format!(
+                "the end of the log of {}:\n{}",
+                process.name(),
+                process.log_tail(15)
+            )
         });
         format!("{what}; {}", tails.join("\n"))
     }

@@ -70,7 +70,9 @@ impl ControlPlane {
             },
         });
         let context = || format!("making the Pod object of {}", pod.name());
-        let uid = self.create(&object, "jsonpath={.metadata.uid}").with_context(context)?;
+        let uid = self
+            .create(&object, "jsonpath={.metadata.uid}")
+            .with_context(context)?;
         // The server drops the status of a new Pod; it is a kubelet's to write.
         let addresses = pod.addresses();
         let status = json!({"status": {
@@ -80,12 +82,23 @@ impl ControlPlane {
             "conditions": [{"type": "Ready", "status": "True"}],
         }});
         let patch = status.to_string();
-        self.kubectl(&["patch", "pod", pod.name(), "--subresource=status", "--type=merge", "--patch", &patch])
-            .with_context(context)?;
+        self.kubectl(&[
+            "patch",
+            "pod",
+            pod.name(),
+            "--subresource=status",
+            "--type=merge",
+            "--patch",
+            &patch,
+        ])
+        .with_context(context)?;
         Ok(uid)
     }
 
     fn create(&self, object: &serde_json::Value, output: &str) -> Result<String> {
-        self.kubectl_with(&["create", "-f", "-", "--validate=false", "-o", output], &object.to_string())
+        self.kubectl_with(
+            &["create", "-f", "-", "--validate=false", "-o", output],
+            &object.to_string(),
+        )
     }
 }

@@ -28,6 +28,9 @@ impl Default for Options {
             "-ttl-controller",
             "-pod-garbage-collector-controller",
         ];
-        Self { api_server_flags: Vec::new(), controllers: controllers.map(str::to_owned).to_vec() }
+        Self {
+            api_server_flags: Vec::new(),
+            controllers: controllers.map(str::to_owned).to_vec(),
+        }
     }
 }

@@ -8,9 +8,7 @@ use std::{
 use anyhow::Result;
 
 use super::{API_PORT, Identity, Options, SERVICE_CIDRS};
-use crate::{
-    Netns, Process, Program, Toolchain, WorkDir, certificates::Certificates, network::Addresses,
-};
+use crate::{Netns, Process, Program, Toolchain, WorkDir, certificates::Certificates, network::Addresses};
 
 /// Where etcd listens. Everything listens on fixed ports: the namespace is the control plane's alone.
 pub(super) const ETCD: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
@@ -108,6 +106,10 @@ impl Servers {
     }
 
     fn start(&self, program: Program, command: Command) -> Result<Process> {
-        Process::start(program.name(), command, self.folder.file(format!("{program}.log")))
+        Process::start(
+            program.name(),
+            command,
+            self.folder.file(format!("{program}.log")),
+        )
     }
 }

@@ -34,7 +34,11 @@ impl Client {
     /// A client with a limit of one second per attempt.
     #[must_use]
     pub fn of(namespace: &Netns) -> Self {
-        Self { namespace: namespace.clone(), timeout: Duration::from_secs(1), source: None }
+        Self {
+            namespace: namespace.clone(),
+            timeout: Duration::from_secs(1),
+            source: None,
+        }
     }
 
     /// The same client with another limit per attempt.
@@ -66,7 +70,9 @@ impl Client {
     /// One attempt with either protocol.
     #[must_use]
     pub fn ask(&self, protocol: Protocol, target: SocketAddr) -> Outcome {
-        let inside = self.namespace.run(|| self.attempt(protocol, target, self.timeout));
+        let inside = self
+            .namespace
+            .run(|| self.attempt(protocol, target, self.timeout));
         inside.unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")))
     }
 
@@ -87,7 +93,9 @@ impl Client {
     /// # Errors
     /// When no server answers on it: the outcome in words.
     pub fn open(&self, target: SocketAddr) -> Result<Held> {
-        let stream = self.namespace.run(|| connect(self.source, target, self.timeout))?;
+        let stream = self
+            .namespace
+            .run(|| connect(self.source, target, self.timeout))?;
         let held = stream.and_then(|stream| Held::start(stream, self.timeout));
         held.map_err(|error| anyhow::anyhow!("{}", Outcome::from(error)))
             .with_context(|| format!("opening a connection from {} to {target}", self.namespace.name()))
@@ -98,8 +106,12 @@ impl Client {
     /// # Errors
     /// When the socket cannot be made.
     pub fn udp_flow(&self, target: SocketAddr) -> Result<UdpFlow> {
-        let socket = self.namespace.run(|| datagrams(self.source, target, self.timeout))?;
-        Ok(UdpFlow::new(socket.with_context(|| format!("a UDP socket to {target}"))?))
+        let socket = self
+            .namespace
+            .run(|| datagrams(self.source, target, self.timeout))?;
+        Ok(UdpFlow::new(
+            socket.with_context(|| format!("a UDP socket to {target}"))?,
+        ))
     }
 
     /// Makes attempts continually, about a thousand a second, from a thread until stopped.
@@ -153,8 +165,10 @@ impl Client {
         servers: &[&str],
         limit: Duration,
     ) -> Result<Duration> {
-        self.until(protocol, target, limit, |outcome| outcome.by().is_some_and(|by| servers.contains(&by)))
-            .with_context(|| format!("waiting for an answer by {}", servers.join(" or ")))
+        self.until(protocol, target, limit, |outcome| {
+            outcome.by().is_some_and(|by| servers.contains(&by))
+        })
+        .with_context(|| format!("waiting for an answer by {}", servers.join(" or ")))
     }
 
     /// One attempt, on a thread that is in the namespace already.

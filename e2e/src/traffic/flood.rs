@@ -54,13 +54,21 @@ impl Flood {
             }
             Ok(())
         });
-        Self { stop, seen, thread: Some(thread) }
+        Self {
+            stop,
+            seen,
+            thread: Some(thread),
+        }
     }
 
     /// The counts so far.
     #[must_use]
     pub fn so_far(&self) -> Tally {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).tally.clone()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .tally
+            .clone()
     }
 
     /// Waits until the flood has had `count` more answers than when this was called.
@@ -70,7 +78,11 @@ impl Flood {
     pub fn wait_for(&self, count: u64, limit: Duration) -> Result<()> {
         let (started, before) = (Instant::now(), self.so_far().ok());
         while self.so_far().ok() < before + count {
-            ensure!(started.elapsed() < limit, "not {count} more answers within {limit:?}: {}", self.so_far());
+            ensure!(
+                started.elapsed() < limit,
+                "not {count} more answers within {limit:?}: {}",
+                self.so_far()
+            );
             thread::sleep(PAUSE);
         }
         Ok(())
@@ -93,14 +105,21 @@ impl Flood {
         self.end()?;
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         ensure!(seen.tally.ok() > 0, "nothing was answered: {}", seen.tally);
-        ensure!(seen.tally.lost() == 0, "{}; the first losses: {:?}", seen.tally, seen.losses);
+        ensure!(
+            seen.tally.lost() == 0,
+            "{}; the first losses: {:?}",
+            seen.tally,
+            seen.losses
+        );
         Ok(seen.tally.clone())
     }
 
     fn end(&mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.take() {
-            Some(thread) => thread.join().map_err(|_| anyhow!("the flood's thread panicked"))?,
+            Some(thread) => thread
+                .join()
+                .map_err(|_| anyhow!("the flood's thread panicked"))?,
             None => Ok(()),
         }
     }

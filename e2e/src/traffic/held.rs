@@ -28,7 +28,11 @@ impl Held {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         match Outcome::from_line(&line) {
-            Outcome::Answered(answer) => Ok(Self { lines, answer, pings: 0 }),
+            Outcome::Answered(answer) => Ok(Self {
+                lines,
+                answer,
+                pings: 0,
+            }),
             other => Err(io::Error::other(other.to_string())),
         }
     }
@@ -55,7 +59,10 @@ impl Held {
         let sent = format!("ping {}\n", self.pings);
         let mut echo = String::new();
         let context = || format!("the connection to {} does not live any more", self.answer.by);
-        self.lines.get_mut().write_all(sent.as_bytes()).with_context(context)?;
+        self.lines
+            .get_mut()
+            .write_all(sent.as_bytes())
+            .with_context(context)?;
         self.lines.read_line(&mut echo).with_context(context)?;
         ensure!(echo == sent, "{}: sent {sent:?} and got {echo:?}", context());
         Ok(started.elapsed())

@@ -57,9 +57,15 @@ impl Outcome {
     /// Reads a server's line.
     pub(crate) fn from_line(line: &str) -> Self {
         let answer = line.trim_end().rsplit_once(' ').and_then(|(by, source)| {
-            Some(Answer { by: by.to_owned(), seen_source: source.parse().ok()? })
+            Some(Answer {
+                by: by.to_owned(),
+                seen_source: source.parse().ok()?,
+            })
         });
-        answer.map_or_else(|| Self::Failed(format!("an answer that no server here gives: {line:?}")), Self::Answered)
+        answer.map_or_else(
+            || Self::Failed(format!("an answer that no server here gives: {line:?}")),
+            Self::Answered,
+        )
     }
 }
 
@@ -99,7 +105,10 @@ mod tests {
     fn a_line_names_the_server_and_the_source() {
         let outcome = Outcome::from_line("web 2 [fd00::1]:4711\n");
         assert!(outcome.is_by("web 2"));
-        assert_eq!(outcome.answer().map(|answer| answer.seen_source.port()), Some(4711));
+        assert_eq!(
+            outcome.answer().map(|answer| answer.seen_source.port()),
+            Some(4711)
+        );
         assert!(matches!(Outcome::from_line("hello"), Outcome::Failed(_)));
     }
 }

@@ -45,7 +45,12 @@ struct Shared {
 /// # Errors
 /// When the address is not the namespace's, or the port is taken.
 pub fn serve(namespace: &Netns, protocol: Protocol, address: SocketAddr, name: &str) -> Result<Server> {
-    let context = || format!("serving {protocol:?} on {address} in the namespace of {}", namespace.name());
+    let context = || {
+        format!(
+            "serving {protocol:?} on {address} in the namespace of {}",
+            namespace.name()
+        )
+    };
     let shared = Arc::<Shared>::default();
     let (name, for_thread) = (name.to_owned(), (name.to_owned(), Arc::clone(&shared)));
     let (address, listener, thread) = match protocol {
@@ -53,16 +58,32 @@ pub fn serve(namespace: &Netns, protocol: Protocol, address: SocketAddr, name: &
             let listener = namespace.run(|| listen(address))?.with_context(context)?;
             let address = listener.local_addr().with_context(context)?;
             let ours = listener.try_clone().with_context(context)?;
-            (address, Some(listener), thread::spawn(move || accept(&ours, &for_thread.0, &for_thread.1)))
+            (
+                address,
+                Some(listener),
+                thread::spawn(move || accept(&ours, &for_thread.0, &for_thread.1)),
+            )
         }
         Protocol::Udp => {
-            let socket = namespace.run(|| UdpSocket::bind(address))?.with_context(context)?;
+            let socket = namespace
+                .run(|| UdpSocket::bind(address))?
+                .with_context(context)?;
             socket.set_read_timeout(Some(UDP_BEAT)).with_context(context)?;
             let address = socket.local_addr().with_context(context)?;
-            (address, None, thread::spawn(move || answer_datagrams(&socket, &for_thread.0, &for_thread.1)))
+            (
+                address,
+                None,
+                thread::spawn(move || answer_datagrams(&socket, &for_thread.0, &for_thread.1)),
+            )
         }
     };
-    Ok(Server { name, address, shared, listener, thread: Some(thread) })
+    Ok(Server {
+        name,
+        address,
+        shared,
+        listener,
+        thread: Some(thread),
+    })
 }
 
 impl Server {
@@ -126,8 +147,12 @@ fn accept(listener: &TcpListener, name: &str, shared: &Arc<Shared>) {
         if shared.stopped.load(Ordering::Relaxed) {
             return;
         }
-        let Ok((connection, client)) = accepted else { continue };
-        let Ok(for_drop) = connection.try_clone() else { continue };
+        let Ok((connection, client)) = accepted else {
+            continue;
+        };
+        let Ok(for_drop) = connection.try_clone() else {
+            continue;
+        };
         shared.connections().insert(number, for_drop);
         let (line, shared) = (format!("{name} {client}\n"), Arc::clone(shared));
         thread::spawn(move || {
@@ -157,7 +182,9 @@ fn answer_datagrams(socket: &UdpSocket, name: &str, shared: &Shared) {
         if let Ok((_, client)) = socket.recv_from(&mut datagram) {
             // A client that is gone already does not miss the answer.
             let sent = socket.send_to(format!("{name} {client}\n").as_bytes(), client);
-            shared.answered.fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
+            shared
+                .answered
+                .fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
         }
     }
 }

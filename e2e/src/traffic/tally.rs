@@ -50,6 +50,13 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} answered {:?}, {} lost {:?}", self.ok(), self.answered, self.lost(), self.failed)
+        write!(
+            formatter,
+            "{} answered {:?}, {} lost {:?}",
+            self.ok(),
+            self.answered,
+            self.lost(),
+            self.failed
+        )
     }
 }
