@@ -97,6 +97,7 @@ impl Fabric {
         requirements::check()?;
         let wire = Netns::new("the wire")?;
         sysctl::write(&wire, sysctl::HOST)?;
+        sysctl::write_where_known(&wire, sysctl::PLAIN_BRIDGE)?;
         let Addresses { v4, v6 } = on_wire(GATEWAY);
         ip::batch(
             &wire,

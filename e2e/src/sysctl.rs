@@ -33,6 +33,13 @@ pub const ROUTER: &[(&str, &str)] = &[
     ("net.ipv4.conf.default.send_redirects", "0"),
 ];
 
+/// Where the kernel has br_netfilter, it would show bridged frames to the gateway's IP rules as if they were
+/// sent to the gateway.
+pub const PLAIN_BRIDGE: &[(&str, &str)] = &[
+    ("net.bridge.bridge-nf-call-iptables", "0"),
+    ("net.bridge.bridge-nf-call-ip6tables", "0"),
+];
+
 /// Writes settings (dotted names, as `sysctl` takes them) in a namespace.
 ///
 /// # Errors
@@ -44,6 +51,21 @@ pub fn write(namespace: &Netns, settings: &[(&str, &str)]) -> Result<()> {
                 .with_context(|| format!("setting {name}={value} in the namespace of {}", namespace.name()))
         })
     })?
+}
+
+/// [`write`] for settings that depend on what the kernel was built with: those it does not have are left out.
+///
+/// # Errors
+/// Names the setting that could not be written.
+pub fn write_where_known(namespace: &Netns, settings: &[(&str, &str)]) -> Result<()> {
+    let known = namespace.run(|| {
+        settings
+            .iter()
+            .copied()
+            .filter(|(name, _)| path(name).exists())
+            .collect::<Vec<_>>()
+    })?;
+    write(namespace, &known)
 }
 
 /// Reads one setting in a namespace, without the newline at its end.
