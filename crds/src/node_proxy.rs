@@ -70,6 +70,8 @@ pub struct NodeProxySpec {
     /// Short name of `settings`.
     pub revision: String,
     /// The complete settings.
+    // Atomic: the operator's apply replaces the whole, so that what somebody else added to a list or map in it goes.
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub settings: Settings,
 }
 
