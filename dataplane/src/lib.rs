@@ -4,4 +4,6 @@
 //! no I/O. A [`backend::Backend`] makes a kernel do what the table says. Nothing here knows the API server.
 
 pub mod backend;
+pub mod conntrack;
 pub mod model;
+pub mod sysctl;
