@@ -5,5 +5,6 @@
 
 pub mod backend;
 pub mod conntrack;
+pub mod iptables;
 pub mod model;
 pub mod sysctl;

@@ -1,0 +1,339 @@
+//! The rules of each chain, in the words in which iptables-save prints them: what was written and what is read back
+//! can be compared as text. Pure.
+
+use std::{
+    fmt::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+};
+
+use super::layout::{ChainId, Layout, table_of};
+use super::names::{Chain, PORTS_IN_BLOCK, Table};
+use crate::model::{
+    Action, Destination, Family, ForwardingTable, Frontend, FrontendKey, LocalTraffic, Masquerade,
+    NodePortAddresses, Pool, PoolEndpoint, PoolKey, Protocol,
+};
+
+/// Marks a packet for masquerade. The bit is kube-proxy's: CNI plugins know to leave it alone.
+const MARK: &str = "-j MARK --set-xmark 0x4000/0x4000";
+
+/// The rules of a chain, a line each, without the `-A CHAIN` in front.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Rules {
+    text: String,
+    count: usize,
+}
+
+impl Rules {
+    fn push(&mut self, rule: fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = self.text.write_fmt(rule);
+        self.text.push('\n');
+        self.count += 1;
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.text.clear();
+        self.count = 0;
+    }
+
+    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.text.lines()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+}
+
+/// What differs between hosts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    pub(super) family: Family,
+    /// Whether MASQUERADE knows `--random-fully`, without which concurrent connections race for a source port.
+    pub(super) random_fully: bool,
+    /// Whether packets that conntrack calls invalid are dropped in FORWARD.
+    pub(super) drop_invalid: bool,
+}
+
+/// Writes the rules of one chain to `rules`, pools' chains apart ([`pool`], [`endpoint`]).
+///
+/// An interface name must have been checked ([`super::restore::check_interface`]).
+pub(super) fn chain(id: ChainId, table: &ForwardingTable, layout: &Layout, style: Style, rules: &mut Rules) {
+    let (of, chain) = id;
+    match chain {
+        Chain::Services => services(of, layout, style.family, rules),
+        Chain::Nibble(low) => nibble(of, low, layout, style.family, rules),
+        Chain::NodePorts => node_ports(of, layout, rules),
+        Chain::NodeAddresses => node_addresses(table, style.family, rules),
+        Chain::Addresses(_) | Chain::Ports(..) => {
+            for key in layout.frontends(chain) {
+                if let Some(frontend) = table.frontend(key).filter(|frontend| table_of(frontend) == of) {
+                    self::frontend(key, frontend, rules);
+                }
+            }
+        }
+        Chain::NonLocal => non_local(&table.context().local_traffic(style.family), rules),
+        Chain::Postrouting => postrouting(style.random_fully, rules),
+        Chain::Forward => forward(style.drop_invalid, rules),
+        Chain::Pool(_) | Chain::Endpoint(_) => (),
+    }
+}
+
+/// Up to sixteen rules on the last four bits of the address. A first packet so passes about 8 + 8 + frontends/512
+/// rules instead of half of all frontends, as in the linear KUBE-SERVICES.
+fn services(of: Table, layout: &Layout, family: Family, rules: &mut Rules) {
+    for low in (0..16).filter(|&low| layout.is_live((of, Chain::Nibble(low)))) {
+        // A jump, not a goto: an address that no Service has goes on to the node ports.
+        rules.push(format_args!(
+            "-d {} -j {}",
+            LastBits(family, low, 0x0f),
+            Chain::Nibble(low)
+        ));
+    }
+    rules.push(format_args!("-j {}", Chain::NodeAddresses));
+}
+
+fn nibble(of: Table, low: u8, layout: &Layout, family: Family, rules: &mut Rules) {
+    let byte = (0..16).map(|high| (high << 4) | low);
+    for byte in byte.filter(|&byte| layout.is_live((of, Chain::Addresses(byte)))) {
+        rules.push(format_args!(
+            "-d {} -g {}",
+            LastBits(family, byte & 0xf0, 0xf0),
+            Chain::Addresses(byte)
+        ));
+    }
+}
+
+/// Which of the node's addresses NodePorts answer on. Never loopback (a connection from there could not be
+/// answered), and not link-local ones, as the model has it.
+fn node_addresses(table: &ForwardingTable, family: Family, rules: &mut Rules) {
+    let context = table.context();
+    let all = context
+        .settings
+        .node_port_addresses
+        .contains(&NodePortAddresses::All);
+    if all {
+        // The kernel's own list of local addresses is never behind.
+        let except = match family {
+            Family::V4 => ["127.0.0.0/8", "169.254.0.0/16"],
+            Family::V6 => ["::1/128", "fe80::/10"],
+        };
+        for range in except {
+            rules.push(format_args!("-d {range} -j RETURN"));
+        }
+        rules.push(format_args!(
+            "-m addrtype --dst-type LOCAL -j {}",
+            Chain::NodePorts
+        ));
+    } else {
+        for address in context.node_port_addresses(family) {
+            rules.push(format_args!("-d {} -j {}", Host(address), Chain::NodePorts));
+        }
+    }
+}
+
+fn node_ports(of: Table, layout: &Layout, rules: &mut Rules) {
+    for block in layout.port_blocks(of) {
+        if let Chain::Ports(protocol, first) = block {
+            let last = first + (PORTS_IN_BLOCK - 1);
+            rules.push(format_args!(
+                "-p {protocol} -m {protocol} --dport {first}:{last} -g {block}"
+            ));
+        }
+    }
+}
+
+/// A frontend's rules. Only one has the comment: in the legacy variant a comment takes more room in the kernel
+/// than the rest of a rule, whatever its length, and the whole table is copied for every change.
+fn frontend(key: &FrontendKey, frontend: &Frontend, rules: &mut Rules) {
+    let to = Addressed(key);
+    let comment = Comment(frontend);
+    match &frontend.action {
+        Action::Balance { pool, masquerade } => {
+            match masquerade {
+                Masquerade::Never => (),
+                Masquerade::NonLocal => rules.push(format_args!("{to} -j {}", Chain::NonLocal)),
+                Masquerade::Always => rules.push(format_args!("{to} {MARK}")),
+            }
+            rules.push(format_args!(
+                "{to} -m comment --comment \"{comment}\" -g {}",
+                Chain::pool(pool)
+            ));
+        }
+        Action::Reject => {
+            let with = match key.family {
+                Family::V4 => "icmp-port-unreachable",
+                Family::V6 => "icmp6-port-unreachable",
+            };
+            rules.push(format_args!(
+                "{to} -m comment --comment \"{comment} has no endpoints\" -j REJECT --reject-with {with}"
+            ));
+        }
+    }
+}
+
+/// The choice of an endpoint: of `k` that are left the next gets one connection in `k`, so all get the same share.
+/// Remote endpoints are translated to at once; local ones have a chain, for hairpin.
+pub(super) fn pool(key: &PoolKey, pool: &Pool, rules: &mut Rules) {
+    let protocol = key.owner.protocol;
+    let count = pool.endpoints.len();
+    for (at, endpoint) in pool.endpoints.iter().enumerate() {
+        let share = Share(count - at);
+        if endpoint.local {
+            let chain = Chain::endpoint(key, endpoint.address);
+            rules.push(format_args!("-p {protocol}{share} -j {chain}"));
+        } else {
+            rules.push(format_args!(
+                "-p {protocol}{share} -j DNAT --to-destination {}",
+                Socket(endpoint.address)
+            ));
+        }
+    }
+}
+
+/// A local endpoint: a pod that reaches itself through its Service must see the node as the source, or it would
+/// answer itself directly and not recognise the answer.
+pub(super) fn endpoint(protocol: Protocol, endpoint: &PoolEndpoint, rules: &mut Rules) {
+    rules.push(format_args!("-s {} {MARK}", Host(endpoint.address.ip())));
+    rules.push(format_args!(
+        "-p {protocol} -j DNAT --to-destination {}",
+        Socket(endpoint.address)
+    ));
+}
+
+/// One small chain for all Services: a change of how pods are recognised rewrites only this.
+fn non_local(traffic: &LocalTraffic, rules: &mut Rules) {
+    match traffic {
+        LocalTraffic::Unknown => (),
+        // iptables has no rule for "not from anywhere".
+        LocalTraffic::From(ranges) if ranges.iter().any(|range| range.prefix_len() == 0) => (),
+        LocalTraffic::From(ranges) => {
+            for range in ranges {
+                let (network, length) = (Address(range.network()), range.prefix_len());
+                rules.push(format_args!("-s {network}/{length} -j RETURN"));
+            }
+            rules.push(format_args!("{MARK}"));
+        }
+        LocalTraffic::Interface(name) => rules.push(format_args!("! -i {name} {MARK}")),
+        LocalTraffic::InterfacePrefix(prefix) => rules.push(format_args!("! -i {prefix}+ {MARK}")),
+    }
+}
+
+/// As kube-proxy's KUBE-POSTROUTING: the mark goes before the packet leaves, since it may come by again
+/// encapsulated, and would be masqueraded a second time.
+fn postrouting(random_fully: bool, rules: &mut Rules) {
+    rules.push(format_args!("-m mark ! --mark 0x4000/0x4000 -j RETURN"));
+    rules.push(format_args!("-j MARK --set-xmark 0x4000/0x0"));
+    let random_fully = if random_fully { " --random-fully" } else { "" };
+    rules.push(format_args!("-j MASQUERADE{random_fully}"));
+}
+
+/// As kube-proxy's KUBE-FORWARD, but accepting only what this node translated.
+fn forward(drop_invalid: bool, rules: &mut Rules) {
+    rules.push(format_args!(
+        "-m conntrack --ctstate RELATED,ESTABLISHED -m conntrack --ctstate DNAT -j ACCEPT"
+    ));
+    if drop_invalid {
+        // kubernetes/kubernetes#74839: an answer out of window would leave untranslated, and the client would
+        // reset the connection.
+        rules.push(format_args!("-m conntrack --ctstate INVALID -j DROP"));
+    }
+    rules.push(format_args!("-m mark --mark 0x4000/0x4000 -j ACCEPT"));
+}
+
+/// The match of a frontend's key.
+struct Addressed<'a>(&'a FrontendKey);
+
+impl fmt::Display for Addressed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FrontendKey { protocol, port, .. } = self.0;
+        if let Destination::Address(address) = self.0.destination {
+            write!(f, "-d {} ", Host(address))?;
+        }
+        write!(f, "-p {protocol} -m {protocol} --dport {port}")
+    }
+}
+
+/// `namespace/name:port kind`. Names come from outside: what is not plain becomes `_`, so that no name can end the
+/// quotes or the line. At most 200 bytes: `xt_comment` has room for 255.
+struct Comment<'a>(&'a Frontend);
+
+impl fmt::Display for Comment<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{} {}", self.0.owner, self.0.kind);
+        for letter in text.chars().take(200) {
+            let plain = letter.is_ascii_alphanumeric() || "-._/: ".contains(letter);
+            f.write_char(if plain { letter } else { '_' })?;
+        }
+        Ok(())
+    }
+}
+
+/// One connection in so many. `xt_statistic` keeps a probability as 31 bits and iptables prints it with 11 digits:
+/// what is written here is what comes back.
+struct Share(usize);
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < 2 {
+            return Ok(());
+        }
+        let whole = f64::from(1_u32 << 31);
+        let fixed = (whole / self.0 as f64).round();
+        write!(f, " -m statistic --mode random --probability {:.11}", fixed / whole)
+    }
+}
+
+/// An address of which only some of the last eight bits count.
+struct LastBits(Family, u8, u8);
+
+impl fmt::Display for LastBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(family, bits, mask) = self;
+        match family {
+            Family::V4 => write!(f, "0.0.0.{bits}/0.0.0.{mask}"),
+            Family::V6 if *bits == 0 => write!(f, "::/::{mask:x}"),
+            Family::V6 => write!(f, "::{bits:x}/::{mask:x}"),
+        }
+    }
+}
+
+/// An address as a range of one.
+struct Host(IpAddr);
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Address(self.0), if self.0.is_ipv4() { 32 } else { 128 })
+    }
+}
+
+struct Socket(SocketAddr);
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            SocketAddr::V4(socket) => write!(f, "{socket}"),
+            SocketAddr::V6(socket) => write!(f, "[{}]:{}", Address(IpAddr::V6(*socket.ip())), socket.port()),
+        }
+    }
+}
+
+/// An address as glibc's `inet_ntop` prints it, and so iptables: unlike Rust it has the IPv4 form for all of ::/96.
+struct Address(IpAddr);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let IpAddr::V6(v6) = self.0
+            && let [0, 0, 0, 0, 0, 0, high, low] = v6.segments()
+            && high != 0
+        {
+            let [a, b] = high.to_be_bytes();
+            let [c, d] = low.to_be_bytes();
+            return write!(f, "::{a}.{b}.{c}.{d}");
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
