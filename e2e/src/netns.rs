@@ -16,7 +16,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use crate::{ip, spawn};
+use crate::{ip, requirements, spawn};
 
 /// A network namespace. Clones mean the same namespace, which lives until the last of them is dropped and the
 /// last process in it has ended.
@@ -91,6 +91,7 @@ impl Netns {
     #[must_use]
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
+        command.env("PATH", requirements::search_path());
         spawn::bind_to_parent(&mut command, Some(Arc::clone(&self.handle)));
         command
     }

@@ -1,7 +1,6 @@
 //! A node: a namespace on the wire that forwards for its pods, with its own iptables.
 
 use std::{
-    env,
     ffi::OsString,
     net::{Ipv4Addr, Ipv6Addr},
     path::Path,
@@ -15,6 +14,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::{
     IptablesVariant, Netns, Pod, WorkDir,
     network::{Addresses, WIRE_INTERFACE},
+    requirements,
 };
 
 /// The addresses that a node gives to its pods.
@@ -116,8 +116,8 @@ impl NodeNet {
     /// PATH for programs of this node.
     fn path_variable(&self) -> OsString {
         let mut path = self.folder.file("bin").into_os_string();
-        path.push(":/usr/sbin:/sbin:");
-        path.push(env::var_os("PATH").unwrap_or_default());
+        path.push(":");
+        path.push(requirements::search_path());
         path
     }
 

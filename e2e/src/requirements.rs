@@ -1,7 +1,7 @@
 //! What this machine has to have before a test can say anything. Missing means failed, never skipped: a
 //! skipped test looks like a passed one.
 
-use std::{env, path::PathBuf};
+use std::{env, ffi::OsString, path::PathBuf};
 
 use anyhow::{Result, bail};
 use nix::unistd::geteuid;
@@ -34,12 +34,18 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Finds a program in PATH or in the folders where root's programs are, which a user's PATH may lack.
+/// Finds a program in the [`search_path`].
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+    env::split_paths(&search_path())
         .map(|folder| folder.join(program))
         .find(|candidate| candidate.is_file())
+}
+
+/// PATH, and behind it the folders of root's programs, which a user's PATH (kept by `sudo -E`) may lack.
+#[must_use]
+pub fn search_path() -> OsString {
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin");
+    path
 }

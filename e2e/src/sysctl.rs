@@ -53,7 +53,7 @@ pub fn write(namespace: &Netns, settings: &[(&str, &str)]) -> Result<()> {
     })?
 }
 
-/// [`write`] for settings that depend on what the kernel was built with: those it does not have are left out.
+/// [`write()`] for settings that depend on what the kernel was built with: those it does not have are left out.
 ///
 /// # Errors
 /// Names the setting that could not be written.

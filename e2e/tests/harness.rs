@@ -120,13 +120,26 @@ fn outcomes_are_told_apart() -> Result<()> {
 fn lasting_traffic_notices_a_server_that_goes() -> Result<()> {
     let fabric = Fabric::new()?;
     let node = fabric.node("node-1")?;
-    let [client, server] = [node.add_pod("client")?, node.add_pod("server")?];
-    let client = Client::of(client.namespace());
+    let [pod, server] = [node.add_pod("client")?, node.add_pod("server")?];
+    let client = Client::of(pod.namespace());
     let at = server.at_v4(80);
     let running = serve(server.namespace(), Protocol::Tcp, at, "first")?;
 
     let mut held = client.open(at)?;
     held.ping()?;
+    assert_eq!(held.by(), "first");
+    let datagrams = serve(server.namespace(), Protocol::Udp, at, "datagrams")?;
+    let flow = client.udp_flow(at)?;
+    let (one, two) = (flow.ask(), flow.ask());
+    assert!(
+        one == two && one.is_by("datagrams"),
+        "one source port: {one}; {two}"
+    );
+    drop(datagrams);
+    assert_eq!(flow.ask(), Outcome::Refused);
+    let source = pod.at_v4(4711);
+    let answer = client.clone().from(source).tcp(at);
+    assert_eq!(answer.answer().map(|answer| answer.seen_source), Some(source));
     let flood = client.flood(Protocol::Tcp, at);
     flood.wait_for(200, LIMIT)?;
     let tally = flood.stop_without_loss()?;
@@ -277,7 +290,9 @@ fn the_control_plane_is_a_real_one_and_survives_what_tests_do_to_it() -> Result<
     drop(frozen);
     control_plane.kubectl(&["get", "--raw=/readyz"])?;
 
+    let started = Instant::now();
     control_plane.stop_api_server()?;
+    println!("API server stopped: {:?}", started.elapsed());
     assert!(control_plane.kubectl(&["get", "nodes"]).is_err());
     let started = Instant::now();
     control_plane.start_api_server()?;

@@ -65,6 +65,8 @@ impl Servers {
             .arg("--allow-privileged=true")
             // It taints every new node as not ready, and who takes the taint away is left out (Options).
             .arg("--disable-admission-plugins=TaintNodesByCondition")
+            // Or a stop waits for every watch, a minute or so.
+            .arg("--shutdown-watch-termination-grace-period=1s")
             .arg("--profiling=false")
             .args(&self.options.api_server_flags);
         self.start(Program::KubeApiserver, command)
