@@ -7,6 +7,8 @@ mod input;
 mod names;
 mod problem;
 mod table;
+#[cfg(test)]
+mod testing;
 mod trace;
 
 pub use compile::{Compiled, compile};

@@ -1,1 +1,96 @@
+use proptest::prelude::*;
 
+use super::*;
+use crate::model::testing::{context, ip, service, slice};
+use crate::model::{Context, DetectLocal, Diff, compile};
+
+/// A table with one Service at 10.96.0.1:80 and node port 30080, an endpoint of this node and one elsewhere.
+fn table(change: impl FnOnce(&mut Context)) -> ForwardingTable {
+    let mut context = context();
+    change(&mut context);
+    let mut web = service("web", &["10.96.0.1"]);
+    web.ports[0].node_port = Some(30080);
+    let mut endpoints = slice(&["10.244.1.5", "10.244.2.5"]);
+    endpoints.endpoints[0].local = true;
+    let empty = service("empty", &["10.96.0.2"]);
+    let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+    table.set_context(context.clone(), &mut diff);
+    table.set(compile(&web, &[endpoints], &context), &mut diff);
+    table.set(compile(&empty, &[], &context), &mut diff);
+    table
+}
+
+fn packet(source: &str, interface: Option<&str>, destination: &str, port: u16) -> Packet {
+    let ingress = interface.map_or(Ingress::Host, |name| Ingress::Interface(name.to_owned()));
+    Packet { source: ip(source), destination: ip(destination), protocol: Protocol::Tcp, port, ingress }
+}
+
+/// For each target whether it is masqueraded.
+fn masqueraded(table: &ForwardingTable, packet: &Packet) -> Vec<bool> {
+    match table.trace(packet) {
+        Verdict::Balance(targets) => targets.iter().map(|target| target.masqueraded).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_cluster_ip_keeps_a_pods_source_and_hides_everybody_elses() {
+    let table = table(|_| {});
+    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "10.96.0.1", 80)), [false, false]);
+    assert_eq!(masqueraded(&table, &packet("192.168.0.1", None, "10.96.0.1", 80)), [true, true]);
+    assert_eq!(masqueraded(&table, &packet("192.168.0.77", Some("eth0"), "10.96.0.1", 80)), [true, true]);
+}
+
+#[test]
+fn a_pod_that_reaches_itself_is_masqueraded() {
+    let table = table(|_| {});
+    assert_eq!(masqueraded(&table, &packet("10.244.1.5", Some("veth0"), "10.96.0.1", 80)), [true, false]);
+}
+
+#[test]
+fn without_a_way_to_tell_pods_nobody_is_masqueraded_towards_cluster_ips() {
+    let table = table(|context| context.node.pod_cidrs.clear());
+    assert_eq!(masqueraded(&table, &packet("192.168.0.77", Some("eth0"), "10.96.0.1", 80)), [false, false]);
+}
+
+#[test]
+fn pods_can_be_told_by_interface() {
+    let table = table(|context| context.settings.detect_local = DetectLocal::InterfaceNamePrefix("veth".into()));
+    assert_eq!(masqueraded(&table, &packet("10.9.9.9", Some("veth7"), "10.96.0.1", 80)), [false, false]);
+    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("eth0"), "10.96.0.1", 80)), [true, true]);
+}
+
+#[test]
+fn masquerade_all_hides_pods_too() {
+    let table = table(|context| context.settings.masquerade_all = true);
+    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "10.96.0.1", 80)), [true, true]);
+}
+
+#[test]
+fn node_ports_answer_on_the_chosen_addresses_only() {
+    let table = table(|_| {});
+    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "192.168.0.1", 30080)), [true, true]);
+    assert_eq!(table.trace(&packet("192.168.0.77", Some("eth0"), "172.16.0.1", 30080)), Verdict::Pass);
+    assert_eq!(table.trace(&packet("192.168.0.77", Some("eth0"), "10.96.0.1", 30080)), Verdict::Pass);
+}
+
+#[test]
+fn a_service_without_endpoints_refuses() {
+    let table = table(|_| {});
+    assert_eq!(table.trace(&packet("10.244.1.9", Some("veth0"), "10.96.0.2", 80)), Verdict::Reject);
+    assert_eq!(table.trace(&packet("10.244.1.9", Some("veth0"), "10.96.0.3", 80)), Verdict::Pass);
+}
+
+proptest! {
+    #[test]
+    fn tracing_never_panics(source: u32, destination: u32, port: u16, v6: u128, host: bool) {
+        let table = table(|_| {});
+        let addresses = [IpAddr::V4(source.into()), IpAddr::V4(destination.into()), IpAddr::V6(v6.into()), ip("10.96.0.1")];
+        for source in addresses {
+            for destination in addresses {
+                let ingress = if host { Ingress::Host } else { Ingress::Interface("eth0".to_owned()) };
+                let _ = table.trace(&Packet { source, destination, protocol: Protocol::Udp, port, ingress });
+            }
+        }
+    }
+}
