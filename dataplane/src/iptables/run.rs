@@ -53,13 +53,17 @@ impl fmt::Display for Version {
 
 /// The programs that one backend uses, and how long it waits for them.
 ///
-/// They inherit the environment, so that `XTABLES_LOCKFILE` means what it means to iptables.
+/// They inherit the environment, so that `XTABLES_LOCKFILE` means what it means to iptables, and the network namespace
+/// of the thread that calls the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Programs {
     /// `iptables-restore` or one of its kind.
     pub restore: PathBuf,
     /// `iptables-save` of the same kind.
     pub save: PathBuf,
+    /// The file that the legacy variant locks, where it is neither iptables' own nor that of the environment: for
+    /// nodes that are only namespaces and share the file system.
+    pub lock_file: Option<PathBuf>,
     /// How long to wait for the xtables lock, which other programs may hold (whole seconds).
     pub lock_wait: Duration,
     /// After how long a program that does not end is stopped.
@@ -84,15 +88,24 @@ impl Programs {
         Self {
             restore: locate(&format!("{stem}{infix}-restore")),
             save: locate(&format!("{stem}{infix}-save")),
+            lock_file: None,
             lock_wait: Duration::from_secs(10),
             time_limit: Duration::from_secs(120),
         }
     }
 
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        if let Some(file) = &self.lock_file {
+            command.env("XTABLES_LOCKFILE", file);
+        }
+        command
+    }
+
     /// Asks the program what it is.
     pub(super) fn identify(&self) -> Result<(Variant, Version), Error> {
         let mut text = String::new();
-        let mut command = Command::new(&self.restore);
+        let mut command = self.command(&self.restore);
         command.arg("--version");
         run(command, &self.restore, self.time_limit, "", |line| {
             text.push_str(line);
@@ -108,7 +121,7 @@ impl Programs {
 
     /// Sends rules to the kernel, leaving everything that they do not name.
     pub(super) fn restore(&self, input: &str) -> Result<(), Error> {
-        let mut command = Command::new(&self.restore);
+        let mut command = self.command(&self.restore);
         command
             .arg("--noflush")
             .arg("--wait")
@@ -118,7 +131,7 @@ impl Programs {
 
     /// Reads a table line by line.
     pub(super) fn save(&self, table: Table, line: impl FnMut(&str)) -> Result<(), Error> {
-        let mut command = Command::new(&self.save);
+        let mut command = self.command(&self.save);
         command.args(["-t", table.as_str()]);
         run(command, &self.save, self.time_limit, "", line)
     }
