@@ -4,6 +4,8 @@
 //! - [`Fabric`] is the network: nodes, pods and outside hosts are network namespaces on one wire.
 //! - [`ControlPlane`] is a real etcd, kube-apiserver and kube-controller-manager in a namespace of their own.
 //! - [`traffic`] holds the servers and clients that say whether packets go where they should.
+//! - [`Agent`] and [`Operator`] are Pointsman's programs; [`Installation`] is its charts, with programs that use
+//!   the chart's service accounts.
 //! - [`Peer`] is kube-proxy, the program that Pointsman is compared with.
 //!
 //! Nothing outlives the test process, however it ends: namespaces have no names and vanish with the last
@@ -23,16 +25,21 @@
 //! # Ok(()) }
 //! ```
 
+pub mod agent;
+pub mod binaries;
+mod carrier;
 pub mod certificates;
 pub mod control_plane;
 pub mod external;
 pub mod http;
+pub mod installation;
 pub mod ip;
 pub mod iptables;
 pub mod netns;
 pub mod network;
 pub mod nft;
 pub mod node;
+pub mod operator;
 pub mod peer;
 pub mod pod;
 pub mod process;
@@ -44,12 +51,15 @@ pub mod toolchain;
 pub mod traffic;
 pub mod workdir;
 
+pub use agent::Agent;
 pub use control_plane::{ControlPlane, Options};
 pub use external::ExternalHost;
+pub use installation::Installation;
 pub use iptables::IptablesVariant;
 pub use netns::Netns;
 pub use network::Fabric;
 pub use node::NodeNet;
+pub use operator::Operator;
 pub use peer::{Peer, PeerMode, PeerOptions};
 pub use pod::Pod;
 pub use process::Process;

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{
+    carrier,
     external::ExternalHost,
     ip,
     netns::{Netns, WeakNetns},
@@ -220,6 +221,8 @@ impl Fabric {
                 format!("route add ::/0 via {}", gateway.v6),
             ],
         )?;
+        carrier::wait(&self.wire, &format!("port{place}"))?;
+        carrier::wait(namespace, WIRE_INTERFACE)?;
         Ok(addresses)
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use crate::{Netns, NodeNet, ip, network::Addresses, sysctl};
+use crate::{Netns, NodeNet, carrier, ip, network::Addresses, sysctl};
 
 /// The beginning of the node-side names of pod interfaces, for `detectLocal: InterfaceNamePrefix`.
 pub const INTERFACE_PREFIX: &str = "veth";
@@ -54,6 +54,8 @@ impl Pod {
                 format!("route add ::/0 via {} dev eth0", gateway.v6),
             ],
         )?;
+        carrier::wait(node.namespace(), &link)?;
+        carrier::wait(&namespace, "eth0")?;
         Ok(Self {
             name: name.to_owned(),
             node: node.name().to_owned(),

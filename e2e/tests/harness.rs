@@ -73,6 +73,25 @@ fn the_outside_reaches_pods_and_pods_reach_the_outside() -> Result<()> {
 }
 
 #[test]
+fn the_first_packet_after_setting_up_is_not_lost() -> Result<()> {
+    let fabric = Fabric::new()?;
+    let node = fabric.node("node-1")?;
+    for round in 0..25 {
+        let pod = node.add_pod("pod")?;
+        let outside = fabric.external("outside")?;
+        // A lost question for a neighbour or a lost SYN would be repeated after a second.
+        for at in pod.addresses().both(80) {
+            let _server = serve(pod.namespace(), Protocol::Tcp, at, "pod")?;
+            let outcome = Client::of(outside.namespace())
+                .timeout(Duration::from_millis(900))
+                .tcp(at);
+            assert!(outcome.is_by("pod"), "round {round}, {at}: {outcome}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn outcomes_are_told_apart() -> Result<()> {
     let fabric = Fabric::new()?;
     let node = fabric.node("node-1")?;
@@ -352,11 +371,11 @@ fn kube_proxy_makes_a_service_answer_from_a_pod() -> Result<()> {
     let outside = fabric.external("outside")?;
     outside.route_via("10.96.0.0/16".parse::<ipnet::IpNet>()?, &nodes[1])?;
     for at in ["10.96.1.1:80".parse()?, nodes[0].addresses().at_v4(30080)] {
-        assert_eq!(
-            Client::of(outside.namespace()).many(Protocol::Tcp, at, 20)?.ok(),
-            20,
-            "{at}"
-        );
+        let flood = Client::of(outside.namespace()).flood(Protocol::Tcp, at);
+        flood.wait_for(500, LIMIT)?;
+        flood
+            .stop_without_loss()
+            .with_context(|| format!("from outside to {at}"))?;
     }
     for peer in &peers {
         peer.wait_until_healthy(LIMIT)?;

@@ -1,0 +1,172 @@
+//! One family's backend with its failures: each family is written, fails and is repaired by itself.
+
+use std::time::{Duration, Instant};
+
+use pointsman_crds::Mode;
+use pointsman_dataplane::backend::{Backend, Error};
+use pointsman_dataplane::model::{Diff, Family, ForwardingTable};
+
+use super::MakeBackend;
+use crate::metrics::{Metrics, SyncKind};
+use crate::state::{FamilyState, Outcome};
+
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+pub(super) struct FamilyProxy {
+    mode: Mode,
+    family: Family,
+    make: MakeBackend,
+    /// None until it could be made: its programs may be installed later.
+    backend: Option<Box<dyn Backend>>,
+    outcome: Outcome,
+    /// The kernel may hold anything: the next write is a full one.
+    needs_sync: bool,
+    retry: Option<Retry>,
+}
+
+struct Retry {
+    at: Instant,
+    pause: Duration,
+}
+
+impl FamilyProxy {
+    pub(super) fn new(mode: Mode, family: Family, make: MakeBackend) -> Self {
+        Self {
+            mode,
+            family,
+            make,
+            backend: None,
+            outcome: Outcome::Pending,
+            needs_sync: true,
+            retry: None,
+        }
+    }
+
+    fn backend(&mut self) -> Result<&mut Box<dyn Backend>, Error> {
+        let made = match self.backend.take() {
+            Some(backend) => backend,
+            None => (self.make)(self.mode, self.family)?,
+        };
+        Ok(self.backend.insert(made))
+    }
+
+    pub(super) fn state(&self) -> FamilyState {
+        FamilyState {
+            family: self.family,
+            outcome: self.outcome.clone(),
+        }
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry.as_ref().map(|retry| retry.at)
+    }
+
+    /// Whether there is something to write even when nothing changed.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.needs_sync && self.retry.as_ref().is_none_or(|retry| retry.at <= now)
+    }
+
+    /// Whether nothing is left to write.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.outcome, Outcome::Applied | Outcome::Unneeded(_))
+    }
+
+    /// Brings the kernel to the table. A failed change is followed by a full sync at once; when that fails as
+    /// well, it is tried again after a pause that grows.
+    pub(super) fn write(&mut self, table: &ForwardingTable, diff: &Diff, now: Instant, metrics: &Metrics) {
+        if !self.needs_sync {
+            let began = Instant::now();
+            match self.backend().and_then(|backend| backend.apply(table, diff)) {
+                Ok(report) => {
+                    metrics.applied(SyncKind::Partial, self.family, began.elapsed(), report);
+                    self.outcome = Outcome::Applied;
+                    return;
+                }
+                Err(error) => {
+                    metrics.failed(SyncKind::Partial, self.family);
+                    tracing::warn!(family = %self.family, %error, "writing a change failed: writing everything");
+                    self.needs_sync = true;
+                }
+            }
+        }
+        if self.is_due(now) {
+            self.sync(table, metrics);
+        }
+    }
+
+    fn sync(&mut self, table: &ForwardingTable, metrics: &Metrics) {
+        let began = Instant::now();
+        match self.backend().and_then(|backend| backend.sync(table)) {
+            Ok(report) => {
+                metrics.applied(SyncKind::Full, self.family, began.elapsed(), report);
+                if matches!(self.outcome, Outcome::Failed(_)) {
+                    tracing::info!(family = %self.family, "the kernel holds the table again");
+                }
+                self.outcome = Outcome::Applied;
+                self.needs_sync = false;
+                self.retry = None;
+            }
+            Err(error) => {
+                metrics.failed(SyncKind::Full, self.family);
+                self.fail(&error, table);
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &Error, table: &ForwardingTable) {
+        let needed = table.frontends().any(|(key, _)| key.family == self.family);
+        let outcome = match error {
+            Error::MissingKernelFeature { .. } if !needed => Outcome::Unneeded(error.to_string()),
+            _ => Outcome::Failed(error.to_string()),
+        };
+        if self.outcome != outcome {
+            tracing::error!(family = %self.family, %error, "the table cannot be written to the kernel");
+        }
+        let pause = self
+            .retry
+            .as_ref()
+            .map_or(FIRST_RETRY, |retry| (retry.pause * 2).min(LAST_RETRY));
+        self.outcome = outcome;
+        self.needs_sync = true;
+        self.retry = Some(Retry {
+            at: Instant::now() + pause,
+            pause,
+        });
+    }
+
+    /// Compares the kernel with the table and repairs it; what was different is returned.
+    pub(super) fn check(&mut self, table: &ForwardingTable, metrics: &Metrics) -> Option<String> {
+        if self.needs_sync {
+            return None;
+        }
+        match self.backend().and_then(|backend| backend.observe()) {
+            Ok(observed) if observed.is_clean() => None,
+            Ok(observed) => {
+                tracing::warn!(family = %self.family, "somebody else changed the rules; repairing: {observed}");
+                metrics.drifted(self.family);
+                self.needs_sync = true;
+                self.sync(table, metrics);
+                Some(format!("{}: {observed}", self.family))
+            }
+            Err(error) => {
+                tracing::warn!(family = %self.family, %error, "reading the kernel back failed");
+                None
+            }
+        }
+    }
+
+    /// Takes everything down; false when something is left, to be tried again.
+    pub(super) fn tear_down(&mut self) -> bool {
+        match self.backend().and_then(|backend| backend.teardown()) {
+            // What is not there needs no taking down.
+            Ok(()) | Err(Error::MissingKernelFeature { .. } | Error::MissingProgram { .. }) => true,
+            Err(error) => {
+                tracing::error!(family = %self.family, %error, "taking the rules down failed: trying again");
+                self.outcome = Outcome::Failed(error.to_string());
+                self.needs_sync = true;
+                false
+            }
+        }
+    }
+}

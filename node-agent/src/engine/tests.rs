@@ -1,0 +1,406 @@
+use std::sync::Mutex;
+
+use pointsman_crds::ProxyPolicySpec;
+use pointsman_dataplane::backend::{Error, Observed, Report};
+use pointsman_dataplane::model::{
+    Endpoint, EndpointPort, EndpointSlice, FrontendKey, Protocol, Service, ServicePort,
+};
+use tokio::sync::mpsc::{Sender, channel};
+use tokio::time::timeout;
+
+use super::*;
+use crate::source::Parsed;
+use crate::state::Outcome;
+
+/// What a kernel was told, and how it is to behave.
+#[derive(Default)]
+struct Kernel {
+    calls: Vec<&'static str>,
+    frontends: BTreeMap<FrontendKey, usize>,
+    fail_apply: bool,
+    fail_sync: bool,
+    differs: bool,
+}
+
+/// A backend that keeps what it was told, to see what the engine does with backends.
+struct Recorder {
+    family: Family,
+    kernel: Arc<Mutex<Kernel>>,
+}
+
+fn refused() -> Error {
+    Error::Failed {
+        program: "iptables-restore".into(),
+        status: "exit status: 4".into(),
+        stderr: "busy".into(),
+    }
+}
+
+impl Recorder {
+    fn hold(&self, table: &ForwardingTable) {
+        let endpoints = |key: &FrontendKey| match &table.frontend(key).unwrap().action {
+            pointsman_dataplane::model::Action::Balance { pool, .. } => {
+                table.pool(pool).unwrap().endpoints.len()
+            }
+            pointsman_dataplane::model::Action::Reject => 0,
+        };
+        let own = table.frontends().filter(|(key, _)| key.family == self.family);
+        self.kernel.lock().unwrap().frontends = own.map(|(key, _)| (*key, endpoints(key))).collect();
+    }
+}
+
+impl Backend for Recorder {
+    fn family(&self) -> Family {
+        self.family
+    }
+    fn apply(&mut self, table: &ForwardingTable, _: &Diff) -> Result<Report, Error> {
+        self.kernel.lock().unwrap().calls.push("apply");
+        if self.kernel.lock().unwrap().fail_apply {
+            return Err(refused());
+        }
+        self.hold(table);
+        Ok(Report::default())
+    }
+    fn sync(&mut self, table: &ForwardingTable) -> Result<Report, Error> {
+        self.kernel.lock().unwrap().calls.push("sync");
+        if self.kernel.lock().unwrap().fail_sync {
+            return Err(refused());
+        }
+        self.hold(table);
+        Ok(Report::default())
+    }
+    fn observe(&mut self) -> Result<Observed, Error> {
+        let mut kernel = self.kernel.lock().unwrap();
+        kernel.calls.push("observe");
+        let differences = if std::mem::take(&mut kernel.differs) {
+            vec!["a chain is gone".into()]
+        } else {
+            Vec::new()
+        };
+        Ok(Observed { differences, more: 0 })
+    }
+    fn teardown(&mut self) -> Result<(), Error> {
+        let mut kernel = self.kernel.lock().unwrap();
+        kernel.calls.push("teardown");
+        kernel.frontends.clear();
+        Ok(())
+    }
+}
+
+struct Agent {
+    events: Sender<Event>,
+    state: watch::Receiver<State>,
+    v4: Arc<Mutex<Kernel>>,
+    v6: Arc<Mutex<Kernel>>,
+    _state_dir: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let (v4, v6) = (Arc::<Mutex<Kernel>>::default(), Arc::<Mutex<Kernel>>::default());
+        let kernels = [(Family::V4, Arc::clone(&v4)), (Family::V6, Arc::clone(&v6))];
+        let make: MakeBackend = Arc::new(move |_, family| {
+            let kernel = kernels.iter().find(|(of, _)| *of == family).unwrap();
+            Ok(Box::new(Recorder {
+                family,
+                kernel: Arc::clone(&kernel.1),
+            }))
+        });
+        let state_dir = tempfile::tempdir().unwrap();
+        let (state_in, state) = watch::channel(State::default());
+        let metrics = Arc::new(Metrics::default());
+        let parameters = Parameters::new(state_dir.path());
+        let engine = Engine::new(make, parameters, LogLevel::unused(), metrics, state_in);
+        let (events, receiver) = channel(100);
+        tokio::spawn(engine.run(receiver));
+        Self {
+            events,
+            state,
+            v4,
+            v6,
+            _state_dir: state_dir,
+        }
+    }
+
+    async fn tell(&self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
+            self.events.send(event).await.unwrap();
+        }
+    }
+
+    /// Lists everything, with one Service.
+    async fn list(&self, assignment: Option<Arc<Assignment>>) {
+        use Kind::{Assignment as Policy, Node, Services, Slices};
+        self.tell([Services, Slices, Node, Policy].map(Event::ListBegins))
+            .await;
+        self.tell([
+            web(1),
+            endpoints(&[1]),
+            Event::Node(Some(NodeState::default())),
+            Event::Assignment(assignment),
+        ])
+        .await;
+        self.tell([Services, Slices, Node, Policy].map(Event::ListEnds))
+            .await;
+    }
+
+    async fn until(&mut self, what: &str, condition: impl Fn(&State) -> bool) -> State {
+        let reached = timeout(
+            Duration::from_secs(20),
+            self.state.wait_for(|state| condition(state)),
+        )
+        .await;
+        reached
+            .unwrap_or_else(|_| panic!("never came to: {what}"))
+            .unwrap()
+            .clone()
+    }
+}
+
+fn assignment(change: impl FnOnce(&mut ProxyPolicySpec)) -> Option<Arc<Assignment>> {
+    let mut spec: ProxyPolicySpec = serde_json::from_str("{}").unwrap();
+    change(&mut spec);
+    let settings = spec.settings();
+    let revision = settings.revision();
+    Some(Arc::new(Assignment {
+        policy: "p".into(),
+        revision,
+        generation: Some(1),
+        settings,
+    }))
+}
+
+fn web(last: u8) -> Event {
+    let name = ServiceName::new("default", "web");
+    let port = ServicePort {
+        name: "".into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        node_port: None,
+    };
+    let service = Service {
+        name: name.clone(),
+        created: 0,
+        cluster_ips: vec![[10, 96, 0, last].into()],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        ports: vec![port],
+    };
+    Event::Service(
+        name,
+        Parsed {
+            object: Some(service),
+            problems: Vec::new(),
+        },
+    )
+}
+
+fn endpoints(lasts: &[u8]) -> Event {
+    let endpoint = |last: &u8| Endpoint {
+        address: [10, 0, 1, *last].into(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        local: false,
+    };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: vec![EndpointPort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 8080,
+        }],
+        endpoints: lasts.iter().map(endpoint).collect(),
+    };
+    let owner = ServiceName::new("default", "web");
+    Event::Slice(
+        ServiceName::new("default", "web-1"),
+        Parsed {
+            object: Some((owner, slice)),
+            problems: Vec::new(),
+        },
+    )
+}
+
+fn sizes(kernel: &Arc<Mutex<Kernel>>) -> Vec<usize> {
+    kernel.lock().unwrap().frontends.values().copied().collect()
+}
+
+#[tokio::test]
+async fn nothing_is_written_before_everything_is_listed() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(
+        agent.v4.lock().unwrap().calls.is_empty(),
+        "the node's addresses are not known yet"
+    );
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    let state = agent.until("programmed", State::is_programmed).await;
+    assert_eq!(
+        (state.services, state.endpoints, sizes(&agent.v4)),
+        (1, 1, vec![1])
+    );
+    assert_eq!(state.mode.unwrap().0, Mode::IPTables);
+}
+
+#[tokio::test]
+async fn a_change_is_applied_and_not_synced() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.tell([endpoints(&[1, 2, 3])]).await;
+    agent
+        .until("three endpoints", |state| {
+            state.endpoints == 3 && state.pending_since.is_none()
+        })
+        .await;
+    assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "apply"]);
+    assert_eq!(sizes(&agent.v4), [3]);
+}
+
+#[tokio::test]
+async fn a_failed_change_is_followed_by_a_full_sync() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.v4.lock().unwrap().fail_apply = true;
+    agent.tell([endpoints(&[1, 2])]).await;
+    agent
+        .until("two endpoints", |state| {
+            state.endpoints == 2 && state.pending_since.is_none()
+        })
+        .await;
+    assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "apply", "sync"]);
+    assert_eq!(sizes(&agent.v4), [2]);
+}
+
+#[tokio::test]
+async fn a_family_that_fails_is_tried_again_and_does_not_hold_the_other_up() {
+    let mut agent = Agent::start();
+    agent.v6.lock().unwrap().fail_sync = true;
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    let failed = |state: &State| {
+        state
+            .failures()
+            .any(|(family, why)| family == Family::V6 && why.contains("busy"))
+    };
+    let state = agent.until("IPv6 failed", failed).await;
+    assert_eq!(
+        (state.families[0].outcome.clone(), sizes(&agent.v4)),
+        (Outcome::Applied, vec![1])
+    );
+    assert_eq!(state.applied_revision, None);
+    agent.v6.lock().unwrap().fail_sync = false;
+    agent.until("both applied", State::is_programmed).await;
+}
+
+#[tokio::test]
+async fn drift_is_repaired_and_reported_until_the_next_clean_check() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|spec| spec.sync_period_seconds = 1)).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.v4.lock().unwrap().differs = true;
+    agent.tell([Event::RulesTouched]).await;
+    let state = agent.until("drift", |state| state.drift.is_some()).await;
+    assert!(state.drift.unwrap().contains("a chain is gone"));
+    assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "observe", "sync"]);
+    agent.until("no drift", |state| state.drift.is_none()).await;
+}
+
+#[tokio::test]
+async fn without_a_policy_the_rules_go_and_with_one_they_come_back() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.tell([Event::Assignment(None)]).await;
+    agent
+        .until("nothing in force", |state| state.assignment.is_none())
+        .await;
+    assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "teardown"]);
+    agent.tell([Event::Assignment(assignment(|_| {}))]).await;
+    agent.until("programmed again", State::is_programmed).await;
+    assert_eq!(sizes(&agent.v4), [1]);
+}
+
+#[tokio::test]
+async fn a_new_list_that_names_the_policy_again_takes_nothing_down() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.tell([Event::ListBegins(Kind::Assignment)]).await;
+    agent.tell([Event::RulesTouched]).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    agent
+        .tell([
+            Event::Assignment(assignment(|_| {})),
+            Event::ListEnds(Kind::Assignment),
+            endpoints(&[1, 2]),
+        ])
+        .await;
+    agent
+        .until("two endpoints", |state| {
+            state.endpoints == 2 && state.pending_since.is_none()
+        })
+        .await;
+    assert!(!agent.v4.lock().unwrap().calls.contains(&"teardown"));
+    agent
+        .tell([
+            Event::ListBegins(Kind::Assignment),
+            Event::ListEnds(Kind::Assignment),
+        ])
+        .await;
+    agent
+        .until("nothing in force", |state| state.assignment.is_none())
+        .await;
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_used_leave_the_old_ones_in_force() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    let before = agent.until("programmed", State::is_programmed).await;
+    agent
+        .tell([Event::Assignment(assignment(|spec| {
+            spec.exclude_cidrs = vec!["ten".into()]
+        }))])
+        .await;
+    let state = agent.until("rejected", |state| state.rejected.is_some()).await;
+    assert!(state.rejected.unwrap().contains("excludeCIDRs"));
+    assert_eq!(state.applied_revision, before.applied_revision);
+    agent
+        .tell([Event::Assignment(assignment(|spec| spec.masquerade_all = true))])
+        .await;
+    agent
+        .until("accepted", |state| {
+            state.rejected.is_none() && state.applied_revision != before.applied_revision
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn changes_are_gathered_for_the_minimum_period() {
+    let mut agent = Agent::start();
+    agent
+        .list(assignment(|spec| spec.min_sync_period_milliseconds = 400))
+        .await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    for last in 2..6 {
+        agent.tell([endpoints(&[1, last])]).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    agent
+        .until("two endpoints", |state| {
+            state.endpoints == 2 && state.pending_since.is_none()
+        })
+        .await;
+    assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "apply"]);
+}

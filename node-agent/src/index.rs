@@ -1,0 +1,204 @@
+//! Services and their slices, compact, and which Services an event made different.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use pointsman_dataplane::model::{Compiled, Context, EndpointSlice, Service, ServiceName, compile};
+
+use crate::source::{Kind, Parsed, SliceName};
+
+/// All Services and slices that the sources told of.
+#[derive(Debug, Default)]
+pub struct Index {
+    services: HashMap<ServiceName, Entry>,
+    /// The Service of each slice; a slice may be given to another one.
+    owners: HashMap<SliceName, ServiceName>,
+    dirty: HashSet<ServiceName>,
+    /// While a source lists, what it has named so far; the rest is gone when it ends.
+    listing: HashMap<Kind, HashSet<ServiceName>>,
+    /// What is wrong with objects, by kind and name.
+    problems: BTreeMap<(bool, ServiceName), Vec<String>>,
+    /// How many Services and slices were different.
+    pub changes: Changes,
+}
+
+/// How many objects were different since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services.
+    pub services: u64,
+    /// EndpointSlices.
+    pub slices: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Service>,
+    slices: BTreeMap<SliceName, EndpointSlice>,
+}
+
+impl Index {
+    /// Takes in a Service as it is now.
+    pub fn set_service(&mut self, name: ServiceName, parsed: Parsed<Service>) {
+        self.named(Kind::Services, &name);
+        self.note_problems(true, &name, parsed.problems);
+        let entry = self.services.entry(name.clone()).or_default();
+        if entry.service != parsed.object {
+            entry.service = parsed.object;
+            self.changes.services += 1;
+            self.dirty.insert(name.clone());
+        }
+        self.forget_if_empty(&name);
+    }
+
+    /// Takes in a slice as it is now.
+    pub fn set_slice(&mut self, name: SliceName, parsed: Parsed<(ServiceName, EndpointSlice)>) {
+        self.named(Kind::Slices, &name);
+        self.note_problems(false, &name, parsed.problems);
+        let (owner, slice) = match parsed.object {
+            Some((owner, slice)) => (Some(owner), Some(slice)),
+            None => (None, None),
+        };
+        let before = match &owner {
+            Some(owner) => self.owners.insert(name.clone(), owner.clone()),
+            None => self.owners.remove(&name),
+        };
+        if let Some(before) = before.filter(|before| Some(before) != owner.as_ref()) {
+            self.put_slice(&before, &name, None);
+        }
+        if let Some(owner) = owner {
+            self.put_slice(&owner, &name, slice);
+        }
+    }
+
+    fn put_slice(&mut self, owner: &ServiceName, name: &SliceName, slice: Option<EndpointSlice>) {
+        let entry = self.services.entry(owner.clone()).or_default();
+        if entry.slices.get(name) != slice.as_ref() {
+            match slice {
+                Some(slice) => entry.slices.insert(name.clone(), slice),
+                None => entry.slices.remove(name),
+            };
+            self.changes.slices += 1;
+            self.dirty.insert(owner.clone());
+        }
+        self.forget_if_empty(owner);
+    }
+
+    /// A source begins to list a kind.
+    pub fn list_begins(&mut self, kind: Kind) {
+        self.listing.insert(kind, HashSet::new());
+    }
+
+    /// A source has listed a kind: objects that it did not name are gone.
+    pub fn list_ends(&mut self, kind: Kind) {
+        let Some(named) = self.listing.remove(&kind) else {
+            return;
+        };
+        match kind {
+            Kind::Services => {
+                let known = self.services.iter().filter(|(_, entry)| entry.service.is_some());
+                let gone: Vec<_> = known
+                    .map(|(name, _)| name)
+                    .filter(|name| !named.contains(name))
+                    .cloned()
+                    .collect();
+                gone.into_iter()
+                    .for_each(|name| self.set_service(name, Parsed::gone()));
+            }
+            Kind::Slices => {
+                let gone: Vec<_> = self
+                    .owners
+                    .keys()
+                    .filter(|name| !named.contains(name))
+                    .cloned()
+                    .collect();
+                gone.into_iter()
+                    .for_each(|name| self.set_slice(name, Parsed::gone()));
+            }
+            Kind::Node | Kind::Assignment => {}
+        }
+        let services = kind == Kind::Services;
+        self.problems
+            .retain(|(of_service, name), _| *of_service != services || named.contains(name));
+    }
+
+    fn named(&mut self, kind: Kind, name: &ServiceName) {
+        if let Some(named) = self.listing.get_mut(&kind) {
+            named.insert(name.clone());
+        }
+    }
+
+    fn note_problems(&mut self, of_service: bool, name: &ServiceName, problems: Vec<String>) {
+        let key = (of_service, name.clone());
+        if problems.is_empty() {
+            self.problems.remove(&key);
+        } else {
+            for problem in &problems {
+                tracing::warn!("{problem}");
+            }
+            self.problems.insert(key, problems);
+        }
+    }
+
+    fn forget_if_empty(&mut self, name: &ServiceName) {
+        if self
+            .services
+            .get(name)
+            .is_some_and(|entry| entry.service.is_none() && entry.slices.is_empty())
+        {
+            self.services.remove(name);
+        }
+    }
+
+    /// Whether a Service is different from what was last compiled.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// What is wrong with objects, as their sources told it.
+    pub fn problems(&self) -> impl Iterator<Item = &str> {
+        self.problems.values().flatten().map(String::as_str)
+    }
+
+    /// The Services that are different since the last call, compiled.
+    pub fn compile_changes(&mut self, context: &Context) -> Vec<Compiled> {
+        let dirty: Vec<_> = self.dirty.drain().collect();
+        dirty
+            .into_iter()
+            .map(|name| self.compile(name, context))
+            .collect()
+    }
+
+    /// All Services, compiled.
+    pub fn compile_all<'a>(&'a mut self, context: &'a Context) -> impl Iterator<Item = Compiled> + 'a {
+        // Services that are gone are compiled as well: to nothing.
+        let gone: Vec<_> = self
+            .dirty
+            .drain()
+            .filter(|name| !self.services.contains_key(name))
+            .collect();
+        let known: Vec<_> = self.services.keys().cloned().collect();
+        gone.into_iter()
+            .chain(known)
+            .map(|name| self.compile(name, context))
+    }
+
+    fn compile(&self, name: ServiceName, context: &Context) -> Compiled {
+        match self.services.get(&name) {
+            Some(Entry {
+                service: Some(service),
+                slices,
+            }) => compile(service, slices.values(), context),
+            _ => Compiled {
+                service: name,
+                created: 0,
+                frontends: Vec::new(),
+                pools: Vec::new(),
+                problems: Vec::new(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

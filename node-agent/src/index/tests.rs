@@ -1,0 +1,142 @@
+use pointsman_dataplane::model::{Endpoint, EndpointPort, Family, Protocol, ServicePort};
+
+use super::*;
+
+fn name(name: &str) -> ServiceName {
+    ServiceName::new("default", name)
+}
+
+fn service(last: u8) -> Parsed<Service> {
+    let port = ServicePort {
+        name: "".into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        node_port: None,
+    };
+    let object = Service {
+        name: name("web"),
+        created: 0,
+        cluster_ips: vec![[10, 96, 0, last].into()],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        ports: vec![port],
+    };
+    Parsed {
+        object: Some(object),
+        problems: Vec::new(),
+    }
+}
+
+fn slice(owner: &str, last: u8) -> Parsed<(ServiceName, EndpointSlice)> {
+    let endpoint = Endpoint {
+        address: [10, 0, 1, last].into(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        local: false,
+    };
+    let port = EndpointPort {
+        name: "".into(),
+        protocol: Protocol::Tcp,
+        port: 8080,
+    };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: vec![port],
+        endpoints: vec![endpoint],
+    };
+    Parsed {
+        object: Some((name(owner), slice)),
+        problems: Vec::new(),
+    }
+}
+
+/// The Services that changed, each with its number of endpoints.
+fn changes(index: &mut Index) -> Vec<(String, usize)> {
+    let mut changed: Vec<_> = index
+        .compile_changes(&Context::default())
+        .into_iter()
+        .map(|c| {
+            (
+                c.service.name.to_string(),
+                c.pools.iter().map(|(_, pool)| pool.endpoints.len()).sum(),
+            )
+        })
+        .collect();
+    changed.sort();
+    changed
+}
+
+#[test]
+fn only_what_is_different_is_compiled() {
+    let mut index = Index::default();
+    index.set_service(name("web"), service(1));
+    index.set_slice(name("web-1"), slice("web", 1));
+    assert_eq!(changes(&mut index), [("web".to_owned(), 1)]);
+    index.set_service(name("web"), service(1));
+    index.set_slice(name("web-1"), slice("web", 1));
+    assert!(!index.has_changes());
+    index.set_slice(name("web-2"), slice("web", 2));
+    assert_eq!(changes(&mut index), [("web".to_owned(), 2)]);
+}
+
+#[test]
+fn slices_may_come_before_their_service() {
+    let mut index = Index::default();
+    index.set_slice(name("web-1"), slice("web", 1));
+    assert_eq!(changes(&mut index), [("web".to_owned(), 0)]);
+    index.set_service(name("web"), service(1));
+    assert_eq!(changes(&mut index), [("web".to_owned(), 1)]);
+}
+
+#[test]
+fn a_slice_that_changes_hands_leaves_its_first_service() {
+    let mut index = Index::default();
+    index.set_service(name("web"), service(1));
+    index.set_slice(name("s"), slice("web", 1));
+    changes(&mut index);
+    index.set_slice(name("s"), slice("other", 1));
+    assert_eq!(
+        changes(&mut index),
+        [("other".to_owned(), 0), ("web".to_owned(), 0)]
+    );
+    index.set_slice(name("s"), Parsed::gone());
+    assert_eq!(changes(&mut index).len(), 1);
+}
+
+#[test]
+fn what_a_new_list_does_not_name_is_gone() {
+    let mut index = Index::default();
+    index.set_service(name("web"), service(1));
+    index.set_slice(name("s1"), slice("web", 1));
+    index.set_slice(name("s2"), slice("web", 2));
+    changes(&mut index);
+    index.list_begins(Kind::Slices);
+    index.set_slice(name("s2"), slice("web", 2));
+    assert!(
+        !index.has_changes(),
+        "nothing is gone before the list is complete"
+    );
+    index.list_ends(Kind::Slices);
+    assert_eq!(changes(&mut index), [("web".to_owned(), 1)]);
+    index.list_begins(Kind::Services);
+    index.list_ends(Kind::Services);
+    assert_eq!(changes(&mut index), [("web".to_owned(), 0)]);
+}
+
+#[test]
+fn problems_go_with_their_object() {
+    let mut index = Index::default();
+    index.set_service(
+        name("web"),
+        Parsed {
+            object: None,
+            problems: vec!["bad".to_owned()],
+        },
+    );
+    assert_eq!(index.problems().count(), 1);
+    index.set_slice(name("web"), slice("web", 1));
+    assert_eq!(index.problems().count(), 1);
+    index.set_service(name("web"), Parsed::gone());
+    assert_eq!(index.problems().count(), 0);
+}

@@ -1,0 +1,257 @@
+//! The NodeProxy's status: what it says, and when it is written.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource as _};
+use pointsman_crds::conditions::{
+    self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, Observation, SYSCTLS_APPLIED,
+};
+use pointsman_crds::{NodeProxy, NodeProxyStatus};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::metrics::Metrics;
+use crate::state::{Outcome, State};
+
+const FIELD_MANAGER: &str = "pointsman-agent";
+/// What matters to a rollout is written at once, but for this much, so that one step is one write.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Counts and digests change with every pod of the cluster, on all nodes at once. They wait for this long, so that
+/// a large fleet does not flood the API server with them.
+const COUNTS_PERIOD: Duration = Duration::from_secs(20);
+const RETRY: Duration = Duration::from_secs(2);
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Writes the status whenever it is different, for as long as the engine runs.
+pub async fn follow(client: Client, node: String, mut state: watch::Receiver<State>, metrics: Arc<Metrics>) {
+    let api: Api<NodeProxy> = Api::all(client);
+    let mut written: Option<NodeProxyStatus> = None;
+    let mut counts_at = Instant::now();
+    loop {
+        sleep(SETTLE).await;
+        let current = state.borrow_and_update().clone();
+        if current.assignment.is_none() {
+            // The NodeProxy is gone, and its status with it.
+            written = None;
+            if state.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        let before = written.clone().unwrap_or_default();
+        let status = status(&current, &before.conditions, Timestamp::now());
+        let urgent = written.is_none() || !differs_in_counts_only(&before, &status);
+        if written.as_ref() == Some(&status) {
+            if state.changed().await.is_err() {
+                return;
+            }
+        } else if urgent || counts_at <= Instant::now() {
+            let succeeded = write(&api, &node, &status).await;
+            metrics.status_written(succeeded);
+            if succeeded {
+                written = Some(status);
+                counts_at = Instant::now() + COUNTS_PERIOD;
+            } else {
+                sleep(RETRY).await;
+            }
+        } else {
+            tokio::select! {
+                () = sleep_until(counts_at) => {}
+                changed = state.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+async fn write(api: &Api<NodeProxy>, node: &str, status: &NodeProxyStatus) -> bool {
+    let patch = json!({
+        "apiVersion": NodeProxy::api_version(&()),
+        "kind": NodeProxy::kind(&()),
+        "metadata": {"name": node},
+        "status": status,
+    });
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    let written = tokio::time::timeout(
+        WRITE_LIMIT,
+        api.patch_status(node, &parameters, &Patch::Apply(patch)),
+    )
+    .await;
+    match written {
+        Ok(Ok(_)) => return true,
+        // It was deleted in between; the watch will say so.
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+            tracing::debug!("the NodeProxy is gone");
+        }
+        Ok(Err(error)) => tracing::warn!(%error, "writing the NodeProxy's status failed: trying again"),
+        Err(_) => tracing::warn!(
+            "writing the NodeProxy's status took longer than {} s: trying again",
+            WRITE_LIMIT.as_secs()
+        ),
+    }
+    false
+}
+
+fn differs_in_counts_only(before: &NodeProxyStatus, after: &NodeProxyStatus) -> bool {
+    let without_counts = |status: &NodeProxyStatus| NodeProxyStatus {
+        services: 0,
+        endpoints: 0,
+        digest: None,
+        ..status.clone()
+    };
+    without_counts(before) == without_counts(after)
+}
+
+/// The status that a state means.
+#[must_use]
+pub fn status(state: &State, before: &[Condition], now: Timestamp) -> NodeProxyStatus {
+    let generation = state
+        .assignment
+        .as_ref()
+        .and_then(|assignment| assignment.generation);
+    let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+    NodeProxyStatus {
+        observed_generation: generation,
+        applied_revision: state.applied_revision.clone(),
+        mode: state.mode.as_ref().map(|(mode, _)| mode.to_string()),
+        mode_reason: state.mode.as_ref().and_then(|(_, reason)| reason.clone()),
+        services: count(state.services),
+        endpoints: count(state.endpoints),
+        digest: state.is_programmed().then(|| format!("{:032x}", state.digest)),
+        agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        kernel_release: nix::sys::utsname::uname()
+            .ok()
+            .and_then(|name| Some(name.release().to_str()?.to_owned())),
+        conditions: conditions::set(before, &observe(state), generation, now),
+    }
+}
+
+fn observe(state: &State) -> Vec<Observation> {
+    vec![
+        applied(state),
+        healthy(state),
+        drifted(state),
+        sysctls(state),
+        inputs(state),
+    ]
+}
+
+fn applied(state: &State) -> Observation {
+    let wanted = state
+        .assignment
+        .as_ref()
+        .map(|assignment| assignment.revision.as_str());
+    let failures: Vec<String> = state
+        .failures()
+        .map(|(family, why)| format!("{family}: {why}"))
+        .collect();
+    if let Some(why) = &state.rejected {
+        Observation::new(APPLIED, false, "InvalidSettings", why)
+    } else if !failures.is_empty() {
+        Observation::new(APPLIED, false, "KernelRefused", failures.join("; "))
+    } else if state.applied_revision.as_deref() == wanted {
+        let mode = state
+            .mode
+            .as_ref()
+            .map(|(mode, _)| mode.to_string())
+            .unwrap_or_default();
+        let unneeded = state.families.iter().filter_map(|family| match &family.outcome {
+            Outcome::Unneeded(why) => Some(format!(
+                "; {} is left out, no Service needs it: {why}",
+                family.family
+            )),
+            _ => None,
+        });
+        let message = format!("the kernel holds the settings, mode {mode}");
+        Observation::new(
+            APPLIED,
+            true,
+            "Applied",
+            unneeded.fold(message, |message, more| message + &more),
+        )
+    } else {
+        Observation::unknown(
+            APPLIED,
+            "Applying",
+            "the settings are being written to the kernel",
+        )
+    }
+}
+
+fn healthy(state: &State) -> Observation {
+    if state.is_stuck(std::time::Instant::now()) {
+        let limit = state.pending_limit.as_secs();
+        let message = format!(
+            "a change waits for the kernel for more than {limit} s: see the Applied condition and the agent's log"
+        );
+        return Observation::new(HEALTHY, false, "Stuck", message);
+    }
+    match state.failures().next() {
+        Some((family, _)) => {
+            let message = format!("{family} is not forwarded as it should be: see the Applied condition");
+            Observation::new(HEALTHY, false, "KernelRefused", message)
+        }
+        None if state.is_programmed() => {
+            Observation::new(HEALTHY, true, "Forwarding", "Service traffic is forwarded")
+        }
+        None => Observation::unknown(HEALTHY, "Starting", "nothing was written to the kernel yet"),
+    }
+}
+
+fn drifted(state: &State) -> Observation {
+    match &state.drift {
+        Some(what) => {
+            let message = format!("somebody else changed the agent's rules; they were repaired: {what}");
+            Observation::new(DRIFTED, true, "Repaired", message)
+        }
+        None => Observation::new(DRIFTED, false, "AsMeant", "nobody else changed the agent's rules"),
+    }
+}
+
+fn sysctls(state: &State) -> Observation {
+    if state.sysctl_failures.is_empty() {
+        Observation::new(
+            SYSCTLS_APPLIED,
+            true,
+            "Applied",
+            "every kernel parameter has its value",
+        )
+    } else {
+        Observation::new(
+            SYSCTLS_APPLIED,
+            false,
+            "KernelRefused",
+            state.sysctl_failures.join("; "),
+        )
+    }
+}
+
+fn inputs(state: &State) -> Observation {
+    let (count, shown) = &state.problems;
+    if *count == 0 {
+        Observation::new(
+            INPUTS_VALID,
+            true,
+            "Valid",
+            "every Service and EndpointSlice is used in full",
+        )
+    } else {
+        let more = if *count > shown.len() {
+            format!("; and {} more", count - shown.len())
+        } else {
+            String::new()
+        };
+        Observation::new(
+            INPUTS_VALID,
+            false,
+            "LeftOut",
+            format!("{}{more}", shown.join("; ")),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

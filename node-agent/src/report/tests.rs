@@ -1,0 +1,155 @@
+use pointsman_crds::{Mode, ProxyPolicySpec};
+use pointsman_dataplane::model::Family;
+
+use super::*;
+use crate::source::Assignment;
+use crate::state::FamilyState;
+
+fn state() -> State {
+    let settings = serde_json::from_str::<ProxyPolicySpec>("{}").unwrap().settings();
+    let assignment = Assignment {
+        policy: "p".into(),
+        revision: "r1".into(),
+        generation: Some(7),
+        settings,
+    };
+    State {
+        assignment: Some(Arc::new(assignment)),
+        listed: true,
+        mode: Some((Mode::IPTables, Some("Auto chose it".into()))),
+        applied_revision: Some("r1".into()),
+        families: vec![FamilyState {
+            family: Family::V4,
+            outcome: Outcome::Applied,
+        }],
+        services: 3,
+        endpoints: 9,
+        node_eligible: true,
+        ..State::default()
+    }
+}
+
+/// Status and reason of each condition.
+fn conditions_of(state: &State) -> Vec<(String, String)> {
+    let status = status(state, &[], Timestamp::now());
+    status
+        .conditions
+        .into_iter()
+        .map(|c| (format!("{}={}", c.type_, c.status), c.reason))
+        .collect()
+}
+
+fn says(state: &State, condition: &str, reason: &str) {
+    let all = conditions_of(state);
+    assert!(
+        all.contains(&(condition.to_owned(), reason.to_owned())),
+        "{condition} {reason} is not in {all:?}"
+    );
+}
+
+#[test]
+fn a_node_that_forwards_says_so() {
+    let status = status(&state(), &[], Timestamp::now());
+    assert_eq!(
+        (status.observed_generation, status.applied_revision.as_deref()),
+        (Some(7), Some("r1"))
+    );
+    assert_eq!(
+        (status.mode.as_deref(), status.services, status.endpoints),
+        (Some("IPTables"), 3, 9)
+    );
+    let all: Vec<String> = conditions_of(&state())
+        .into_iter()
+        .map(|(condition, _)| condition)
+        .collect();
+    assert_eq!(
+        all,
+        [
+            "Applied=True",
+            "Healthy=True",
+            "Drifted=False",
+            "SysctlsApplied=True",
+            "InputsValid=True"
+        ]
+    );
+}
+
+#[test]
+fn every_fault_has_its_condition() {
+    let starting = State {
+        applied_revision: None,
+        ..state()
+    };
+    says(&starting, "Applied=Unknown", "Applying");
+    says(&starting, "Healthy=Unknown", "Starting");
+    let rejected = State {
+        rejected: Some("mend the policy".into()),
+        ..state()
+    };
+    says(&rejected, "Applied=False", "InvalidSettings");
+    says(&rejected, "Healthy=True", "Forwarding");
+    let failed = FamilyState {
+        family: Family::V6,
+        outcome: Outcome::Failed("no nat table".into()),
+    };
+    let failed = State {
+        families: vec![failed],
+        ..state()
+    };
+    says(&failed, "Applied=False", "KernelRefused");
+    says(&failed, "Healthy=False", "KernelRefused");
+    says(
+        &State {
+            drift: Some("a chain is gone".into()),
+            ..state()
+        },
+        "Drifted=True",
+        "Repaired",
+    );
+    says(
+        &State {
+            sysctl_failures: vec!["no".into()],
+            ..state()
+        },
+        "SysctlsApplied=False",
+        "KernelRefused",
+    );
+    says(
+        &State {
+            problems: (9, vec!["bad".into()]),
+            ..state()
+        },
+        "InputsValid=False",
+        "LeftOut",
+    );
+    let past = std::time::Instant::now() - Duration::from_secs(60);
+    let stuck = State {
+        pending_since: Some(past),
+        pending_limit: Duration::from_secs(1),
+        ..state()
+    };
+    says(&stuck, "Healthy=False", "Stuck");
+}
+
+#[test]
+fn counts_wait_and_conditions_do_not() {
+    let before = status(&state(), &[], Timestamp::now());
+    let more = status(
+        &State {
+            services: 4,
+            digest: 9,
+            ..state()
+        },
+        &before.conditions,
+        Timestamp::now(),
+    );
+    assert!(differs_in_counts_only(&before, &more) && before != more);
+    let drifted = State {
+        drift: Some("x".into()),
+        ..state()
+    };
+    assert!(!differs_in_counts_only(
+        &before,
+        &status(&drifted, &before.conditions, Timestamp::now())
+    ));
+}

@@ -1,0 +1,160 @@
+//! Puts the parts together.
+//!
+//! Two threads matter: this one runs watches, reports and servers on a single-threaded runtime, and the engine has
+//! its own, because writing to the kernel blocks.
+
+use std::{fs, sync::Arc, thread};
+
+use anyhow::{Context as _, Result, bail};
+use pointsman_api_client::connect;
+use pointsman_crds::Mode;
+use pointsman_dataplane::backend::{Backend, Error};
+use pointsman_dataplane::iptables::{Iptables, Programs};
+use pointsman_dataplane::model::Family;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::args::Args;
+use crate::engine::{Engine, Parameters, families};
+use crate::logging::LogLevel;
+use crate::metrics::Metrics;
+use crate::report;
+use crate::server::{self, Sources};
+use crate::source::{Event, addresses, api, manifests};
+use crate::state::State;
+
+/// Events that wait for the engine; sources pause when there are more.
+const EVENTS: usize = 4096;
+
+/// Runs the agent until it is told to stop, or cleans up when that was asked for.
+///
+/// # Errors
+/// When the agent cannot begin: a bad flag, an address that is taken, no way to reach the API server. Later
+/// failures are reported and tried again.
+pub fn run(args: Args, log_level: LogLevel) -> Result<()> {
+    fs::create_dir_all(&args.state_dir).with_context(|| {
+        format!(
+            "making the directory of --state-dir, {}",
+            args.state_dir.display()
+        )
+    })?;
+    if args.cleanup {
+        return clean_up(&args);
+    }
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(serve(args, log_level))
+}
+
+fn backend(mode: Mode, family: Family) -> Result<Box<dyn Backend>, Error> {
+    match mode {
+        Mode::Auto | Mode::IPTables => Ok(Box::new(Iptables::new(family, Programs::find(family, None))?)),
+    }
+}
+
+/// Takes down what any run of the agent made on this node.
+fn clean_up(args: &Args) -> Result<()> {
+    let mut left = Vec::new();
+    for family in families() {
+        let cleaned = Iptables::new(family, Programs::find(family, None)).and_then(|mut iptables| {
+            iptables.teardown()?;
+            iptables.remove_grace_rule()
+        });
+        if let Err(error) = cleaned {
+            left.push(format!("{family}: {error}"));
+        }
+    }
+    let mut parameters = Parameters::new(&args.state_dir);
+    parameters.restore();
+    left.extend(parameters.failures().iter().cloned());
+    if left.is_empty() {
+        tracing::info!("nothing of the agent is left in the kernel");
+        return Ok(());
+    }
+    bail!("not everything could be cleaned up: {}", left.join("; "))
+}
+
+async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = args.node_name,
+        "starting"
+    );
+    let metrics = Arc::new(Metrics::default());
+    let (events_in, events) = mpsc::channel(EVENTS);
+    let (state_in, state) = watch::channel(State::default());
+
+    let health = server::bind("--healthz-bind-address", args.healthz_bind_address).await?;
+    let own = server::bind("--metrics-bind-address", args.metrics_bind_address).await?;
+    let sources = Sources {
+        state: state.clone(),
+        metrics: Arc::clone(&metrics),
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server::serve_health(health, sources.clone()));
+    tasks.spawn(server::serve_metrics(own, sources));
+
+    let addresses = addresses::follow(events_in.clone());
+    tasks.spawn(async {
+        addresses.await;
+        Ok(())
+    });
+    match &args.manifests {
+        Some(directory) => {
+            let (directory, node) = (directory.clone(), args.node_name.clone());
+            tasks.spawn_blocking(move || manifests::follow(&directory, &node, &events_in));
+        }
+        None => {
+            let client = connect(args.kubeconfig.as_deref()).await?;
+            let watches = api::follow(client.clone(), args.node_name.clone(), events_in);
+            tasks.spawn(async {
+                watches.await;
+                Ok(())
+            });
+            let reports = report::follow(client, args.node_name.clone(), state, Arc::clone(&metrics));
+            tasks.spawn(async {
+                reports.await;
+                Ok(())
+            });
+        }
+    }
+
+    let parameters = Parameters::new(&args.state_dir);
+    let engine = Engine::new(Arc::new(backend), parameters, log_level, metrics, state_in);
+    let stopped = run_engine(engine, events)?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("stopping; the rules stay"),
+        _ = interrupt.recv() => tracing::info!("stopping; the rules stay"),
+        ended = tasks.join_next() => match ended {
+            Some(Ok(Err(error))) => return Err(error),
+            Some(Err(error)) => return Err(error).context("a part of the agent broke"),
+            Some(Ok(Ok(()))) | None => bail!("a part of the agent ended by itself"),
+        },
+        _ = stopped => bail!("the engine ended by itself"),
+    }
+    Ok(())
+}
+
+/// Runs the engine on its own thread; what is returned is done when it ends.
+fn run_engine(engine: Engine, events: mpsc::Receiver<Event>) -> Result<tokio::sync::oneshot::Receiver<()>> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("starting the engine")?;
+    let (ended, stopped) = tokio::sync::oneshot::channel();
+    let body = move || {
+        runtime.block_on(engine.run(events));
+        drop(ended);
+    };
+    thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(body)
+        .context("starting the engine's thread")?;
+    Ok(stopped)
+}

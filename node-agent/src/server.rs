@@ -1,0 +1,131 @@
+//! The agent's two HTTP servers, with kube-proxy's paths: health for the outside (10256), and metrics, mode and
+//! settings for the node itself (10249).
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use anyhow::{Context as _, Result};
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::metrics::Metrics;
+use crate::state::State;
+
+/// What the servers answer from.
+#[derive(Clone)]
+pub struct Sources {
+    /// The engine's state.
+    pub state: watch::Receiver<State>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Opens an address to listen on.
+///
+/// # Errors
+/// When the address is taken or not the machine's.
+pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listening on {address} ({flag}): is another proxy of this node, kube-proxy for example, using it?")
+    })
+}
+
+/// Serves `/healthz` and `/livez`.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_health(listener: TcpListener, sources: Sources) -> Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/livez", get(livez))
+        .with_state(sources);
+    axum::serve(listener, router).await.context("serving health")
+}
+
+/// Serves `/metrics`, `/proxyMode`, `/configz` and `/healthz`.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_metrics(listener: TcpListener, sources: Sources) -> Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/proxyMode", get(proxy_mode))
+        .route("/configz", get(configz))
+        .route("/healthz", get(healthz))
+        .with_state(sources);
+    axum::serve(listener, router).await.context("serving metrics")
+}
+
+/// Whether load balancers may send new connections to this node: it forwards, and it is there to stay.
+async fn healthz(Shared(sources): Shared<Sources>) -> Response {
+    let eligible = sources.state.borrow().node_eligible;
+    answer(&sources, false, eligible)
+}
+
+/// Whether the proxy works, be the node about to go or not.
+async fn livez(Shared(sources): Shared<Sources>) -> Response {
+    answer(&sources, true, true)
+}
+
+fn answer(sources: &Sources, livez: bool, eligible: bool) -> Response {
+    let healthy = is_healthy(&sources.state.borrow());
+    let code = if healthy && eligible {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    sources.metrics.probed(livez, code.as_u16());
+    let now = Timestamp::now();
+    let body = json!({
+        "lastUpdated": if healthy { now.to_string() } else { String::new() },
+        "currentTime": now.to_string(),
+        "nodeEligible": eligible,
+    });
+    (code, Json(body)).into_response()
+}
+
+/// An agent that has nothing to do, because no policy selects its node, is healthy; one that still waits for its
+/// first list, or whose changes do not get into the kernel, is not.
+fn is_healthy(state: &State) -> bool {
+    state.listed && !state.is_stuck(Instant::now()) && (state.assignment.is_none() || state.is_programmed())
+}
+
+async fn metrics(Shared(sources): Shared<Sources>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], sources.metrics.text()).into_response()
+}
+
+/// The mode in lower case, as kube-proxy has it and its end-to-end tests expect it.
+async fn proxy_mode(Shared(sources): Shared<Sources>) -> Response {
+    let mode = sources
+        .state
+        .borrow()
+        .mode
+        .as_ref()
+        .map(|(mode, _)| mode.to_string().to_lowercase());
+    match mode {
+        Some(mode) => mode.into_response(),
+        None => (StatusCode::NOT_FOUND, "no ProxyPolicy selects this node\n").into_response(),
+    }
+}
+
+async fn configz(Shared(sources): Shared<Sources>) -> Response {
+    let assignment = sources.state.borrow().assignment.clone();
+    let body = match assignment {
+        Some(assignment) => json!({
+            "policy": assignment.policy,
+            "revision": assignment.revision,
+            "settings": assignment.settings,
+        }),
+        None => json!({}),
+    };
+    Json(json!({"pointsman.dev": body})).into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! The API's settings, as the data plane takes them.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use pointsman_crds as api;
+use pointsman_dataplane::model;
+
+/// Why settings cannot be used. The API server's rules let none of these through; a file may have them.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SettingsError {
+    /// No CIDR.
+    #[error("{field} has {value:?}, which is no CIDR such as 10.244.0.0/16: mend the policy")]
+    Cidr {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// A field that the detect-local mode needs is not there, or is no interface's name.
+    #[error("detectLocal.mode {mode:?} needs a valid detectLocal.{field}: mend the policy")]
+    DetectLocal {
+        /// The mode.
+        mode: api::DetectLocalMode,
+        /// What it needs.
+        field: &'static str,
+    },
+    /// A number that is out of its range.
+    #[error("{field} is {value}, which is out of its range ({range}): mend the policy")]
+    Range {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: i32,
+        /// What it may say.
+        range: &'static str,
+    },
+    /// A kernel parameter that is not on the allow-list.
+    #[error("sysctls has {0:?}, which no policy may set: remove it")]
+    Sysctl(String),
+}
+
+/// The part of the settings that decides where packets go.
+///
+/// # Errors
+/// When a value could not have come through the API server's rules.
+pub fn forwarding(settings: &api::Settings) -> Result<model::Settings, SettingsError> {
+    let node_port_addresses = settings
+        .node_port_addresses
+        .iter()
+        .map(|entry| match entry.as_str() {
+            "Primary" => Ok(model::NodePortAddresses::Primary),
+            "All" => Ok(model::NodePortAddresses::All),
+            range => Ok(model::NodePortAddresses::Within(cidr(
+                "nodePortAddresses",
+                range,
+            )?)),
+        })
+        .collect::<Result<_, SettingsError>>()?;
+    Ok(model::Settings {
+        exclude_cidrs: cidrs("excludeCIDRs", &settings.exclude_cidrs)?,
+        detect_local: detect_local(&settings.detect_local)?,
+        masquerade_all: settings.masquerade_all,
+        node_port_addresses,
+    })
+}
+
+/// Checks what the schema's ranges and the allow-list would have refused.
+///
+/// # Errors
+/// When a value is out of its range, or a parameter is not on the allow-list.
+pub fn check(settings: &api::Settings) -> Result<(), SettingsError> {
+    forwarding(settings)?;
+    let conntrack = &settings.conntrack;
+    let positive = [
+        ("conntrack.maxPerCore", conntrack.max_per_core),
+        ("conntrack.min", conntrack.min),
+        (
+            "conntrack.tcpEstablishedTimeoutSeconds",
+            conntrack.tcp_established_timeout_seconds,
+        ),
+        (
+            "conntrack.tcpCloseWaitTimeoutSeconds",
+            conntrack.tcp_close_wait_timeout_seconds,
+        ),
+        ("conntrack.udpTimeoutSeconds", conntrack.udp_timeout_seconds),
+        (
+            "conntrack.udpStreamTimeoutSeconds",
+            conntrack.udp_stream_timeout_seconds,
+        ),
+        ("syncPeriodSeconds", Some(settings.sync_period_seconds)),
+    ];
+    for (field, value) in positive {
+        if let Some(value) = value.filter(|value| *value < 1) {
+            return Err(SettingsError::Range {
+                field,
+                value,
+                range: "1 or more",
+            });
+        }
+    }
+    let bounded = [
+        (
+            "minSyncPeriodMilliseconds",
+            settings.min_sync_period_milliseconds,
+            60_000,
+            "0 to 60000",
+        ),
+        ("logVerbosity", settings.log_verbosity, 10, "0 to 10"),
+    ];
+    for (field, value, max, range) in bounded {
+        if !(0..=max).contains(&value) {
+            return Err(SettingsError::Range { field, value, range });
+        }
+    }
+    match settings
+        .sysctls
+        .keys()
+        .find(|name| !api::sysctl::is_allowed(name))
+    {
+        Some(name) => Err(SettingsError::Sysctl(name.clone())),
+        None => Ok(()),
+    }
+}
+
+fn detect_local(detect: &api::DetectLocal) -> Result<model::DetectLocal, SettingsError> {
+    let missing = |field| SettingsError::DetectLocal {
+        mode: detect.mode,
+        field,
+    };
+    Ok(match detect.mode {
+        api::DetectLocalMode::NodeCIDR => model::DetectLocal::NodeCidr,
+        api::DetectLocalMode::ClusterCIDR if detect.cluster_cidrs.is_empty() => {
+            return Err(missing("clusterCIDRs"));
+        }
+        api::DetectLocalMode::ClusterCIDR => {
+            model::DetectLocal::ClusterCidr(cidrs("detectLocal.clusterCIDRs", &detect.cluster_cidrs)?)
+        }
+        api::DetectLocalMode::BridgeInterface => model::DetectLocal::BridgeInterface(
+            interface(detect.bridge_interface.as_deref()).ok_or_else(|| missing("bridgeInterface"))?,
+        ),
+        api::DetectLocalMode::InterfaceNamePrefix => model::DetectLocal::InterfaceNamePrefix(
+            interface(detect.interface_name_prefix.as_deref())
+                .ok_or_else(|| missing("interfaceNamePrefix"))?,
+        ),
+    })
+}
+
+/// The name of an interface, or the beginning of one, as the kernel takes it (`dev_valid_name`).
+fn interface(name: Option<&str>) -> Option<Arc<str>> {
+    let valid = |name: &&str| {
+        (1..16).contains(&name.len())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '+'))
+    };
+    name.filter(valid).map(Arc::from)
+}
+
+fn cidrs(field: &'static str, values: &[String]) -> Result<Vec<IpNet>, SettingsError> {
+    values.iter().map(|value| cidr(field, value)).collect()
+}
+
+fn cidr(field: &'static str, value: &str) -> Result<IpNet, SettingsError> {
+    value
+        .parse::<IpNet>()
+        .map(|range| range.trunc())
+        .map_err(|_| SettingsError::Cidr {
+            field,
+            value: value.to_owned(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(change: impl FnOnce(&mut api::ProxyPolicySpec)) -> api::Settings {
+        let mut spec: api::ProxyPolicySpec = serde_json::from_str("{}").unwrap();
+        change(&mut spec);
+        spec.settings()
+    }
+
+    #[test]
+    fn the_defaults_are_usable() {
+        let settings = settings(|_| {});
+        assert_eq!(check(&settings), Ok(()));
+        let forwarding = forwarding(&settings).unwrap();
+        assert_eq!(
+            forwarding.node_port_addresses,
+            [model::NodePortAddresses::Primary]
+        );
+    }
+
+    #[test]
+    fn values_that_only_a_file_can_have_are_refused_with_the_field() {
+        let bad = [
+            settings(|s| s.exclude_cidrs = vec!["10.0.0.0".into()]),
+            settings(|s| s.sync_period_seconds = 0),
+            settings(|s| s.min_sync_period_milliseconds = -1),
+            settings(|s| {
+                s.conntrack = Some(api::Conntrack {
+                    min: Some(-5),
+                    ..Default::default()
+                })
+            }),
+            settings(|s| s.sysctls = [("kernel.panic".to_owned(), "1".to_owned())].into()),
+            settings(|s| {
+                s.detect_local = Some(api::DetectLocal {
+                    mode: api::DetectLocalMode::BridgeInterface,
+                    ..Default::default()
+                });
+            }),
+        ];
+        for settings in bad {
+            assert!(
+                check(&settings).unwrap_err().to_string().contains("policy") || settings.sysctls.len() == 1
+            );
+        }
+    }
+}
