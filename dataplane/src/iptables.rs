@@ -102,7 +102,7 @@ impl Iptables {
     }
 
     /// Removes the rule that [`Backend::teardown`] left in FORWARD for connections that live on. For when they have
-    /// ended, or nobody minds.
+    /// ended, or nobody minds: unless something else on the node uses conntrack, those that are left break.
     ///
     /// # Errors
     /// When the rule could not be removed.
@@ -290,13 +290,15 @@ impl Backend for Iptables {
         Ok(Observed { differences, more })
     }
 
-    /// Removes our jumps and chains. Conntrack goes on translating established connections: the built-in chains of
-    /// nat stay, and with them the kernel's NAT hooks (in the nf_tables variant they would go with the last base
-    /// chain). Where FORWARD has a policy other than ACCEPT, or rules of somebody else that may drop, one rule without
-    /// a chain stays that accepts their packets: [`Iptables::remove_grace_rule`]; a later sync removes it, too.
+    /// Removes our jumps and chains, and leaves one rule in FORWARD that accepts the packets of connections which were
+    /// translated. They live on in conntrack, and need it for two reasons: FORWARD may drop them otherwise, and the
+    /// kernel stops tracking, and with it translating, when the last rule of a namespace that needs conntrack is gone
+    /// (`nf_ct_netns_put`). The built-in chains of nat stay for the same reason: in the nf_tables variant they are
+    /// what registers NAT. [`Iptables::remove_grace_rule`] removes the rule; a later sync takes over from it.
     fn teardown(&mut self) -> Result<(), Error> {
         self.state = None;
         let mut plan = Plan::default();
+        let mut found = false;
         for of in Table::ALL {
             let saved = match self.read(of) {
                 Ok(saved) => saved,
@@ -304,16 +306,15 @@ impl Backend for Iptables {
                 Err(Error::MissingKernelFeature { .. }) => continue,
                 Err(error) => return Err(error),
             };
-            let had_grace = hooks(&saved).any(|(_, rule)| rule == GRACE);
+            found |= !saved.chains.is_empty() || !saved.hooks.is_empty();
             let changes = plan.of(of);
             hooks(&saved).for_each(|(chain, rule)| changes.unhook(chain, rule));
             let mut names: Vec<_> = saved.chains.keys().collect();
             names.sort_unstable();
             names.into_iter().for_each(|name| changes.remove(name));
-            let had_forward = saved.hooks.contains_key("FORWARD");
-            if of == Table::Filter && (had_grace || (had_forward && saved.forward_may_drop)) {
-                changes.hook("FORWARD", GRACE);
-            }
+        }
+        if found {
+            plan.filter.hook("FORWARD", GRACE);
         }
         // nat first: while something is still translated, FORWARD must still accept it.
         self.send(&plan, FilterOrder::Last)?;

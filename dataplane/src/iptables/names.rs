@@ -189,6 +189,5 @@ pub(super) const JUMPS: [Jump; 7] = [
     },
 ];
 
-/// What [`super::Iptables`]'s teardown leaves behind in FORWARD where something could drop the packets of
-/// connections that live on.
+/// What [`super::Iptables`]'s teardown leaves behind in FORWARD for connections that live on.
 pub(super) const GRACE: &str = r#"-m conntrack --ctstate RELATED,ESTABLISHED -m conntrack --ctstate DNAT -m comment --comment "pointsman: connections from before the teardown" -j ACCEPT"#;

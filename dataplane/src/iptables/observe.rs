@@ -50,8 +50,6 @@ pub(super) struct Saved {
     pub(super) chains: HashMap<String, Fingerprint>,
     /// Our rules in built-in chains, and in anybody else's, in their order.
     pub(super) hooks: BTreeMap<String, Vec<Hook>>,
-    /// Whether FORWARD has a policy other than ACCEPT, or somebody else's rules, which may drop.
-    pub(super) forward_may_drop: bool,
     /// Chains that jump to kube-proxy's, as far as read.
     kube_proxy: Vec<String>,
 }
@@ -60,12 +58,9 @@ impl Saved {
     /// Takes in one line of iptables-save's output.
     pub(super) fn read(&mut self, line: &str) {
         if let Some(declaration) = line.strip_prefix(':') {
-            let mut words = declaration.split(' ');
-            let name = words.next().unwrap_or_default();
+            let name = declaration.split(' ').next().unwrap_or_default();
             if name.starts_with(PREFIX) {
                 self.chains.entry(name.to_owned()).or_default();
-            } else if name == "FORWARD" && words.next() != Some("ACCEPT") {
-                self.forward_may_drop = true;
             }
         } else if let Some((chain, rule)) = rule_of(line) {
             if chain.starts_with(PREFIX) {
@@ -88,11 +83,8 @@ impl Saved {
                 behind_kube_proxy: self.kube_proxy.iter().any(|known| known == chain),
             };
             self.hooks.entry(chain.to_owned()).or_default().push(hook);
-        } else {
-            self.forward_may_drop |= chain == "FORWARD";
-            if target(rule).is_some_and(|target| target.starts_with("KUBE-")) {
-                self.kube_proxy.push(chain.to_owned());
-            }
+        } else if target(rule).is_some_and(|target| target.starts_with("KUBE-")) {
+            self.kube_proxy.push(chain.to_owned());
         }
     }
 

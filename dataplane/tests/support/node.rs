@@ -86,7 +86,11 @@ impl Node {
             host.join(name, other, "eth0");
         }
         let at = Addresses::of(family);
-        let prefix = at.prefix;
+        // Without duplicate address detection an IPv6 address can be used at once.
+        let prefix = match family {
+            Family::V4 => at.prefix.to_string(),
+            Family::V6 => format!("{} nodad", at.prefix),
+        };
         host.ip(&format!(
             "addr add {}/{prefix} dev client0\naddr add {}/{prefix} dev pod0\naddr add {}/{prefix} dev servers0\n",
             at.node, at.pod_gateway, at.node_to_servers
@@ -251,6 +255,12 @@ impl Node {
     /// Sends input to iptables-restore, as somebody else.
     pub fn restore(&self, input: &str) {
         self.host.program(&[&self.program("restore"), "--noflush", "--wait", "10"], input);
+    }
+
+    /// The same with input that ends before its time.
+    pub fn restore_half(&self, input: &str) {
+        let words = [&self.program("restore"), "--noflush", "--wait", "10"];
+        assert!(!self.host.try_program(&words, input).0);
     }
 
     fn program(&self, verb: &str) -> String {
