@@ -7,4 +7,5 @@ pub mod backend;
 pub mod conntrack;
 pub mod iptables;
 pub mod model;
+pub mod netlink;
 pub mod sysctl;

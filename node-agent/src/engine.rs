@@ -33,6 +33,8 @@ const BATCH: usize = 10_000;
 const PROBLEMS_SHOWN: usize = 3;
 /// A full check may take up at most one part in this many of the time.
 const CHECK_SHARE: u32 = 50;
+/// The same for checks because somebody touched rules, which are more likely to find something.
+const TOUCHED_CHECK_SHARE: u32 = 10;
 /// After a notification that rules were touched, more of them are waited for before everything is read back.
 const TOUCH_SETTLE: Duration = Duration::from_millis(200);
 const TEARDOWN_RETRY: Duration = Duration::from_secs(5);
@@ -61,6 +63,8 @@ pub struct Engine {
     /// Everything has to be compiled anew: settings or node facts changed.
     recompile: bool,
     drift: Option<String>,
+    /// Who changed rules since the last check, where the kernel told.
+    touched_by: Option<String>,
     rejected: Option<String>,
     mode: Option<(Mode, Option<String>)>,
 }
@@ -78,6 +82,8 @@ struct Timers {
     pending_since: Option<Instant>,
     last_sync: Option<Instant>,
     next_check: Option<Instant>,
+    /// However often rules are touched, the next check does not come before.
+    rest_until: Option<Instant>,
     teardown_at: Option<Instant>,
 }
 
@@ -111,6 +117,7 @@ impl Engine {
             timers: Timers::default(),
             recompile: false,
             drift: None,
+            touched_by: None,
             rejected: None,
             mode: None,
         }
@@ -181,9 +188,15 @@ impl Engine {
                     self.wanted = Wanted::New(None);
                 }
             }
-            Event::RulesTouched => {
-                let soon = Instant::now() + TOUCH_SETTLE;
-                self.timers.next_check = Some(self.timers.next_check.map_or(soon, |check| check.min(soon)));
+            Event::RulesTouched(by) => {
+                self.touched_by = by.or(self.touched_by.take());
+                let soon = self
+                    .timers
+                    .rest_until
+                    .unwrap_or_else(Instant::now)
+                    .max(Instant::now())
+                    + TOUCH_SETTLE;
+                self.timers.next_check = self.timers.next_check.map(|check| check.min(soon));
             }
         }
         if self.index.has_changes() || self.recompile {
@@ -377,7 +390,11 @@ impl Engine {
         for family in &mut self.families {
             found.extend(family.check(&self.table, &self.metrics));
         }
-        self.drift = (!found.is_empty()).then(|| found.join("; "));
+        let by = self
+            .touched_by
+            .take()
+            .map(|name| format!(" (the last change of rules came from {name:?})"));
+        self.drift = (!found.is_empty()).then(|| found.join("; ") + by.as_deref().unwrap_or_default());
         if let Some(active) = &self.active {
             self.parameters.apply(&active.settings);
         }
@@ -390,7 +407,9 @@ impl Engine {
             .as_ref()
             .map_or(30, |active| active.settings.sync_period_seconds);
         let period = Duration::from_secs(u64::try_from(period).unwrap_or(30).max(1));
-        self.timers.next_check = Some(Instant::now() + period.max(took * CHECK_SHARE));
+        let now = Instant::now();
+        self.timers.rest_until = Some(now + took * TOUCHED_CHECK_SHARE);
+        self.timers.next_check = Some(now + period.max(took * CHECK_SHARE));
     }
 
     fn publish(&mut self) {

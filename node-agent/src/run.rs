@@ -1,7 +1,7 @@
 //! Puts the parts together.
 //!
-//! Two threads matter: this one runs watches, reports and servers on a single-threaded runtime, and the engine has
-//! its own, because writing to the kernel blocks.
+//! This thread runs watches, reports and servers on a single-threaded runtime. The engine has its own, because
+//! writing to the kernel blocks, and so has the one that hears of changed rules.
 
 use std::{fs, sync::Arc, thread};
 
@@ -22,7 +22,7 @@ use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::report;
 use crate::server::{self, Sources};
-use crate::source::{Event, addresses, api, manifests};
+use crate::source::{Event, addresses, api, manifests, rules};
 use crate::state::State;
 
 /// Events that wait for the engine; sources pause when there are more.
@@ -103,6 +103,11 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         addresses.await;
         Ok(())
     });
+    let touched = events_in.clone();
+    thread::Builder::new()
+        .name("rules".to_owned())
+        .spawn(move || rules::follow(&touched))
+        .context("starting the thread that hears of changed rules")?;
     match &args.manifests {
         Some(directory) => {
             let (directory, node) = (directory.clone(), args.node_name.clone());

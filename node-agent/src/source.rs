@@ -6,6 +6,7 @@ pub mod addresses;
 pub mod api;
 pub mod manifests;
 mod objects;
+pub mod rules;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -32,8 +33,8 @@ pub enum Event {
     ListBegins(Kind),
     /// They were all; what was not among them is gone.
     ListEnds(Kind),
-    /// Somebody changed the kernel's rules.
-    RulesTouched,
+    /// Somebody else changed the kernel's rules, which may be ours; the name of the program, where it is known.
+    RulesTouched(Option<String>),
 }
 
 /// The kinds of objects that a source lists.

@@ -12,6 +12,7 @@ use std::{
 
 use super::names::Table;
 use crate::backend::Error;
+use crate::netlink::ruleset;
 use crate::model::Family;
 
 const PACKAGE: &str = "iptables";
@@ -184,6 +185,8 @@ fn run(
             package: PACKAGE,
             source,
         })?;
+    // Before it has its input, so before it can change anything.
+    ruleset::note_ours(child.id());
     let io_error = |source| Error::Io {
         what: format!("talking to {name}"),
         source,

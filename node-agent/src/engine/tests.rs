@@ -305,9 +305,13 @@ async fn drift_is_repaired_and_reported_until_the_next_clean_check() {
     agent.tell([Event::Addresses(Vec::new())]).await;
     agent.until("programmed", State::is_programmed).await;
     agent.v4.lock().unwrap().differs = true;
-    agent.tell([Event::RulesTouched]).await;
+    agent.tell([Event::RulesTouched(Some("nft".into()))]).await;
     let state = agent.until("drift", |state| state.drift.is_some()).await;
-    assert!(state.drift.unwrap().contains("a chain is gone"));
+    let drift = state.drift.unwrap();
+    assert!(
+        drift.contains("a chain is gone") && drift.contains("\"nft\""),
+        "{drift}"
+    );
     assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "observe", "sync"]);
     agent.until("no drift", |state| state.drift.is_none()).await;
 }
@@ -335,7 +339,7 @@ async fn a_new_list_that_names_the_policy_again_takes_nothing_down() {
     agent.tell([Event::Addresses(Vec::new())]).await;
     agent.until("programmed", State::is_programmed).await;
     agent.tell([Event::ListBegins(Kind::Assignment)]).await;
-    agent.tell([Event::RulesTouched]).await;
+    agent.tell([Event::RulesTouched(Some("nft".into()))]).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     agent
         .tell([

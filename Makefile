@@ -1,0 +1,57 @@
+# `make` lists the targets. All that they build and cache is under target/.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# cargo-deny is built once, from its crate, into target/tools.
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY := target/tools/bin/cargo-deny
+
+BENCH ?= iptables
+SIZES ?= 100x10 1000x10
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+.PHONY: build
+build: ## Build pointsman-agent and pointsman-operator into target/release
+	cargo build --release --package pointsman-agent --package pointsman-operator
+
+.PHONY: demo
+demo: packages ## Show everything on a real control plane with three nodes; KEEP=1 leaves it running
+	cargo run --release --package pointsman-e2e --bin demo -- $(if $(KEEP),--keep)
+
+.PHONY: unit
+unit: ## Run the tests that need neither root nor a cluster (under a minute once built)
+	cargo test --workspace --exclude pointsman-e2e --lib --bins --test generated
+
+.PHONY: test
+test: packages ## Run everything: unit tests, packets in namespaces, a real control plane (root)
+	cargo test --workspace --no-fail-fast
+
+.PHONY: bench
+bench: packages ## Measure beside kube-proxy: BENCH=iptables SIZES="100x10 1000x10"
+	cargo run --release --package pointsman-e2e --bin bench -- --bench $(BENCH) --sizes "$(SIZES)"
+
+.PHONY: check
+check: ## Check format, lints and dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(MAKE) --no-print-directory deny
+
+.PHONY: deny
+deny: $(CARGO_DENY)
+	$(CARGO_DENY) --workspace check
+
+$(CARGO_DENY):
+	@echo "building cargo-deny $(CARGO_DENY_VERSION) (once, about 4 min on two cores) ..." >&2
+	cargo install --quiet --locked --root target/tools cargo-deny@$(CARGO_DENY_VERSION)
+
+.PHONY: generate
+generate: ## Write the CustomResourceDefinitions again after a change of their Rust types
+	cargo run --quiet --package pointsman-crds --bin crdgen -- crds/yaml
+
+.PHONY: packages
+packages:
+	@e2e/packages.sh

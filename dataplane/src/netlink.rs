@@ -1,0 +1,3 @@
+//! Netlink: what the kernel tells of itself, as bytes, and what they mean.
+
+pub mod ruleset;
