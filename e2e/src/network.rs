@@ -103,7 +103,8 @@ impl Fabric {
         ip::batch(
             &wire,
             [
-                format!("link add {BRIDGE} type bridge"),
+                // No snooping: IPv6 asks for neighbours by multicast, which has to reach every port.
+                format!("link add {BRIDGE} type bridge mcast_snooping 0"),
                 format!("link set {BRIDGE} up"),
                 format!("addr add {v4}/24 dev {BRIDGE}"),
                 format!("addr add {v6}/64 dev {BRIDGE} nodad"),
@@ -223,6 +224,7 @@ impl Fabric {
         )?;
         carrier::wait(&self.wire, &format!("port{place}"))?;
         carrier::wait(namespace, WIRE_INTERFACE)?;
+        carrier::wait_for_neighbours(namespace, WIRE_INTERFACE, v6)?;
         Ok(addresses)
     }
 }

@@ -56,6 +56,8 @@ impl Pod {
         )?;
         carrier::wait(node.namespace(), &link)?;
         carrier::wait(&namespace, "eth0")?;
+        carrier::wait_for_neighbours(node.namespace(), &link, gateway.v6)?;
+        carrier::wait_for_neighbours(&namespace, "eth0", addresses.v6)?;
         Ok(Self {
             name: name.to_owned(),
             node: node.name().to_owned(),
