@@ -12,7 +12,7 @@ use pointsman_dataplane::iptables::Variant;
 use pointsman_dataplane::model::{DetectLocal, Family, NodePortAddresses, Protocol};
 
 use support::node::{NODE_PORT, Node, PORT};
-use support::talk::{Connection, ask, outcome};
+use support::talk::{Connection, ask, nobody_answers, outcome};
 
 /// Makes a test of each function, for each variant and family.
 macro_rules! on_every_kind {
@@ -79,7 +79,7 @@ fn every_kind_of_address_answers(mut node: Node) {
         }
     }
     // A port that no Service has is not translated: nobody answers for it.
-    assert_ne!(outcome(&node.host, Protocol::Tcp, SocketAddr::new(node_ip, NODE_PORT + 1)), "answered");
+    nobody_answers(&node.host, SocketAddr::new(node_ip, NODE_PORT + 1));
 }
 
 fn without_endpoints_it_is_refused(mut node: Node) {
@@ -214,7 +214,7 @@ fn what_others_flush_is_seen_and_repaired(mut node: Node) {
     }
     let observed = node.observe();
     assert!(observed.differences.len() + observed.more > 10, "{observed}");
-    assert_ne!(outcome(&node.client, Protocol::Tcp, node.vip()), "answered");
+    nobody_answers(&node.client, node.vip());
     node.sync();
     assert_eq!(rules, (node.save("nat"), node.save("filter")));
     assert_eq!(outcome(&node.client, Protocol::Tcp, node.vip()), "answered");
@@ -291,7 +291,7 @@ fn teardown_leaves_nothing_but_the_connection(mut node: Node) {
     for _ in 0..3 {
         assert_eq!(connection.ask().unwrap(), before);
     }
-    assert_ne!(outcome(&node.client, Protocol::Tcp, node.vip()), "answered");
+    nobody_answers(&node.client, node.vip());
     node.teardown();
     assert_eq!(filter, node.save("filter"), "a second teardown changes nothing");
 }
@@ -364,6 +364,6 @@ fn node_ports_on_all_addresses(mut node: Node) {
     // Not on Service addresses (kubernetes/kubernetes#111863), nor on loopback.
     let loopback: IpAddr = if node.family == Family::V4 { "127.0.0.1" } else { "::1" }.parse().unwrap();
     for address in [node.at.vip, loopback] {
-        assert_ne!(outcome(&node.host, Protocol::Tcp, SocketAddr::new(address, NODE_PORT)), "answered", "{address}");
+        nobody_answers(&node.host, SocketAddr::new(address, NODE_PORT));
     }
 }

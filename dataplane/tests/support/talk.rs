@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use pointsman_dataplane::model::Protocol;
+use socket2::{Domain, Socket, Type};
 
 use super::namespace::Namespace;
 
@@ -56,7 +57,11 @@ pub struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     pub fn open(from: &Namespace, to: SocketAddr) -> io::Result<Self> {
-        let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
+        Self::open_within(PATIENCE, from, to)
+    }
+
+    fn open_within(limit: Duration, from: &Namespace, to: SocketAddr) -> io::Result<Self> {
+        let stream = from.run(|| connect(to, limit))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
@@ -68,6 +73,24 @@ impl Connection {
         self.0.read_line(&mut line)?;
         Ok(parse(&line))
     }
+}
+
+/// Connects, and hears it when it is refused. Between namespaces a SYN is answered while connect() still owns the
+/// socket; an ICMP error that arrives then is only kept as a soft one (`tcp_v4_err`, `tcp_v6_err`), and connect() would
+/// wait for the answer to the next SYN, a second later. SO_ERROR tells the soft error.
+fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let _ = socket.connect(&to.into());
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    socket.set_nonblocking(false)?;
+    match socket.connect_timeout(&to.into(), limit) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EISCONN) => (),
+        other => other?,
+    }
+    Ok(socket.into())
 }
 
 /// One question over a new connection, or from a new UDP port.
@@ -94,4 +117,10 @@ pub fn outcome(from: &Namespace, protocol: Protocol, to: SocketAddr) -> String {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
         Err(error) => format!("{:?}", error.kind()),
     }
+}
+
+/// Fails when somebody answers a TCP connection.
+pub fn nobody_answers(from: &Namespace, to: SocketAddr) {
+    let connection = Connection::open_within(Duration::from_millis(500), from, to);
+    assert!(connection.is_err(), "{to} takes connections");
 }
