@@ -153,9 +153,16 @@ impl Engine {
 
     fn take_in(&mut self, event: Event) {
         match event {
-            Event::Service(name, parsed) => self.index.set_service(name, parsed),
-            Event::Slice(name, parsed) => self.index.set_slice(name, parsed),
+            Event::Service(service, parsed) => {
+                tracing::debug!(%service, used = parsed.object.is_some(), "a Service changed");
+                self.index.set_service(service, parsed);
+            }
+            Event::Slice(slice, parsed) => {
+                tracing::debug!(%slice, used = parsed.object.is_some(), "an EndpointSlice changed");
+                self.index.set_slice(slice, parsed);
+            }
             Event::Node(node) => {
+                tracing::debug!(there = node.is_some(), "the Node changed");
                 // Without its Node the agent goes on with what it knew: a kubelet may register it anew.
                 if let Some(node) = node {
                     self.recompile |= self.node.as_ref() != Some(&node);

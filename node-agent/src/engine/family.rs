@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pointsman_crds::Mode;
-use pointsman_dataplane::backend::{Backend, Error};
+use pointsman_dataplane::backend::{Backend, Error, Report};
 use pointsman_dataplane::model::{Diff, Family, ForwardingTable};
 
 use super::MakeBackend;
@@ -80,6 +80,7 @@ impl FamilyProxy {
             match self.backend().and_then(|backend| backend.apply(table, diff)) {
                 Ok(report) => {
                     metrics.applied(SyncKind::Partial, self.family, began.elapsed(), report);
+                    self.say_written("the changes are in the kernel", began.elapsed(), report);
                     self.outcome = Outcome::Applied;
                     return;
                 }
@@ -100,6 +101,7 @@ impl FamilyProxy {
         match self.backend().and_then(|backend| backend.sync(table)) {
             Ok(report) => {
                 metrics.applied(SyncKind::Full, self.family, began.elapsed(), report);
+                self.say_written("the whole table is in the kernel", began.elapsed(), report);
                 if matches!(self.outcome, Outcome::Failed(_)) {
                     tracing::info!(family = %self.family, "the kernel holds the table again");
                 }
@@ -112,6 +114,11 @@ impl FamilyProxy {
                 self.fail(&error, table);
             }
         }
+    }
+
+    fn say_written(&self, what: &str, took: Duration, report: Report) {
+        let Report { objects, bytes } = report;
+        tracing::debug!(family = %self.family, ?took, objects, bytes, "{what}");
     }
 
     fn fail(&mut self, error: &Error, table: &ForwardingTable) {
@@ -141,7 +148,10 @@ impl FamilyProxy {
             return None;
         }
         match self.backend().and_then(|backend| backend.observe()) {
-            Ok(observed) if observed.is_clean() => None,
+            Ok(observed) if observed.is_clean() => {
+                tracing::debug!(family = %self.family, "the kernel holds what was meant");
+                None
+            }
             Ok(observed) => {
                 tracing::warn!(family = %self.family, "somebody else changed the rules; repairing: {observed}");
                 metrics.drifted(self.family);
