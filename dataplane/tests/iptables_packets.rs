@@ -194,11 +194,11 @@ fn what_others_flush_is_seen_and_repaired(mut node: Node) {
     let jump = rules.0.lines().find(|line| line.starts_with("-A PREROUTING")).unwrap().replace("-A", "-D");
     for (input, said) in [
         (format!("*nat\n-F {chain}\nCOMMIT\n"), format!("nat chain {chain}: 0 rules instead of 2")),
-        (format!("*nat\n{jump}\nCOMMIT\n"), "the jump from nat chain PREROUTING is gone".to_owned()),
-        ("*nat\n-F POSTROUTING\n-F PM-POSTROUTING\n-X PM-POSTROUTING\nCOMMIT\n".to_owned(), "nat chain PM-POSTROUTING is gone".to_owned()),
+        (format!("*nat\n{jump}\nCOMMIT\n"), "nat chain PREROUTING: the jump to our chains is gone".to_owned()),
+        ("*nat\n-F POSTROUTING\n-F PM-POSTROUTING\n-X PM-POSTROUTING\nCOMMIT\n".to_owned(), "nat chain PM-POSTROUTING: gone".to_owned()),
         ("*filter\n-A PM-FORWARD -j DROP\nCOMMIT\n".to_owned(), "filter chain PM-FORWARD: 4 rules instead of 3".to_owned()),
         ("*filter\n-R PM-FORWARD 1 -j DROP\nCOMMIT\n".to_owned(), "filter chain PM-FORWARD: other rules than were written".to_owned()),
-        ("*nat\n:PM-STRAY - [0:0]\nCOMMIT\n".to_owned(), "nat chain PM-STRAY is not ours of today".to_owned()),
+        ("*nat\n:PM-STRAY - [0:0]\nCOMMIT\n".to_owned(), "nat chain PM-STRAY: not one of those that were written".to_owned()),
         (format!("*nat\n{}\nCOMMIT\n", jump.replace("-D", "-A")), "nat chain PREROUTING: our jumps are not as they should be".to_owned()),
     ] {
         node.restore(&input);

@@ -2,12 +2,17 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
+use super::layout::ChainId;
 use super::names::{COMMENT, JUMPS, PREFIX, Table};
 use super::render::Rules;
+use crate::backend::Observed;
+
+/// How many differences are spelled out.
+const SPELLED_OUT: usize = 8;
 
 /// What is remembered of a chain's rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,11 +41,11 @@ impl Fingerprint {
 
 /// A rule of ours in a built-in chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Hook {
+struct Hook {
     /// As iptables-save prints it.
-    pub(super) rule: String,
+    rule: String,
     /// Whether a jump to one of kube-proxy's chains comes before it.
-    pub(super) behind_kube_proxy: bool,
+    behind_kube_proxy: bool,
 }
 
 /// What one table holds.
@@ -49,7 +54,7 @@ pub(super) struct Saved {
     /// Our chains.
     pub(super) chains: HashMap<String, Fingerprint>,
     /// Our rules in built-in chains, and in anybody else's, in their order.
-    pub(super) hooks: BTreeMap<String, Vec<Hook>>,
+    hooks: BTreeMap<String, Vec<Hook>>,
     /// Chains that jump to kube-proxy's, as far as read.
     kube_proxy: Vec<String>,
 }
@@ -88,6 +93,18 @@ impl Saved {
         }
     }
 
+    /// The names of our chains that are left here, sorted.
+    pub(super) fn chain_names(&self) -> BTreeSet<&str> {
+        self.chains.keys().map(String::as_str).collect()
+    }
+
+    /// All our rules in chains that are not ours, with the chain.
+    pub(super) fn hooks(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.hooks
+            .iter()
+            .flat_map(|(chain, hooks)| hooks.iter().map(|hook| (chain.as_str(), hook.rule.as_str())))
+    }
+
     /// Whether our rules in this built-in chain are the wanted ones, in their order. In nat they must be in front
     /// of kube-proxy's: the first that translates wins. Elsewhere, and before other programs' rules, the place is
     /// not fought for: two programs that both want to be first would never rest.
@@ -99,7 +116,7 @@ impl Saved {
 }
 
 /// The rules that we want in a built-in chain, from the front.
-pub(super) fn wanted_hooks(table: Table, chain: &str) -> impl Iterator<Item = &'static str> {
+fn wanted_hooks(table: Table, chain: &str) -> impl Iterator<Item = &'static str> {
     JUMPS
         .iter()
         .rev()
@@ -107,12 +124,39 @@ pub(super) fn wanted_hooks(table: Table, chain: &str) -> impl Iterator<Item = &'
         .map(|jump| jump.rule)
 }
 
-/// The built-in chains of a table that we jump from.
-pub(super) fn hooked_chains(table: Table) -> &'static [&'static str] {
-    match table {
-        Table::Nat => &["PREROUTING", "OUTPUT", "POSTROUTING"],
-        Table::Filter => &["INPUT", "OUTPUT", "FORWARD"],
+/// What differs between what was written and what the kernel holds.
+pub(super) fn compare(wanted: &HashMap<ChainId, Fingerprint>, mut saved: [Saved; 2]) -> Observed {
+    let mut differences = Vec::new();
+    for (&(of, chain), wanted) in wanted {
+        let table = of.as_str();
+        let difference = match saved[of as usize].chains.remove(&chain.to_string()) {
+            Some(found) if found == *wanted => continue,
+            Some(found) if found.rules == wanted.rules => "other rules than were written".to_owned(),
+            Some(found) => format!("{} rules instead of {}", found.rules, wanted.rules),
+            None => "gone".to_owned(),
+        };
+        differences.push(format!("{table} chain {chain}: {difference}"));
     }
+    for (of, saved) in Table::ALL.into_iter().zip(&saved) {
+        let table = of.as_str();
+        for name in saved.chains.keys() {
+            differences.push(format!("{table} chain {name}: not one of those that were written"));
+        }
+        let ours = JUMPS.iter().filter(|jump| jump.table == of).map(|jump| jump.from);
+        let others = saved.hooks.keys().map(String::as_str);
+        let chains: BTreeSet<&str> = ours.chain(others).collect();
+        for chain in chains.into_iter().filter(|chain| !saved.is_hooked(of, chain)) {
+            differences.push(if saved.hooks.contains_key(chain) {
+                format!("{table} chain {chain}: our jumps are not as they should be")
+            } else {
+                format!("{table} chain {chain}: the jump to our chains is gone")
+            });
+        }
+    }
+    differences.sort_unstable();
+    let more = differences.len().saturating_sub(SPELLED_OUT);
+    differences.truncate(SPELLED_OUT);
+    Observed { differences, more }
 }
 
 /// The chain and the rest of an `-A` line, with or without counters in front.
@@ -126,18 +170,36 @@ fn rule_of(line: &str) -> Option<(&str, &str)> {
 }
 
 fn is_ours(rule: &str) -> bool {
-    let by_comment = rule
-        .split_once("--comment \"")
-        .is_some_and(|(_, comment)| comment.starts_with(COMMENT));
+    let by_comment = after(rule, &["--comment"]).is_some_and(|comment| {
+        comment.strip_prefix('"').is_some_and(|comment| comment.starts_with(COMMENT))
+    });
     by_comment || target(rule).is_some_and(|target| target.starts_with(PREFIX))
 }
 
 /// The chain or target that a rule goes to.
 fn target(rule: &str) -> Option<&str> {
-    let (_, rest) = rule.rsplit_once(" -j ").or_else(|| rule.rsplit_once(" -g ")).or_else(|| {
-        rule.strip_prefix("-j ").or_else(|| rule.strip_prefix("-g ")).map(|rest| ("", rest))
-    })?;
-    rest.split(' ').next()
+    after(rule, &["-j", "-g"])
+}
+
+/// The word behind one of these. Words in quotes are one: a comment may have anything in it.
+fn after<'a>(rule: &'a str, options: &[&str]) -> Option<&'a str> {
+    let mut words = words(rule);
+    words.find(|word| options.contains(word))?;
+    words.next()
+}
+
+/// The words of a rule as iptables-save prints it; quotes stay, and in them a backslash escapes.
+fn words(rule: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    rule.split(move |letter| {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            _ => (),
+        }
+        letter == ' ' && !quoted
+    })
 }
 
 /// Puts a rule into the words that we render rules in. Debian 12's iptables prints just those in both variants (the

@@ -31,6 +31,13 @@ impl Rules {
         self.count += 1;
     }
 
+    #[cfg(test)]
+    pub(super) fn of(lines: &[&str]) -> Self {
+        let mut rules = Self::default();
+        lines.iter().for_each(|line| rules.push(format_args!("{line}")));
+        rules
+    }
+
     pub(super) fn clear(&mut self) {
         self.text.clear();
         self.count = 0;

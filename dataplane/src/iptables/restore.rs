@@ -7,7 +7,7 @@
 
 use std::{fmt::Write as _, io};
 
-use super::names::{Chain, Jump, Table};
+use super::names::{Chain, Table};
 use super::render::Rules;
 use crate::backend::{Error, Report};
 use crate::model::LocalTraffic;
@@ -74,7 +74,7 @@ impl Changes {
         self.objects += 1;
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.objects == 0
     }
 
@@ -128,11 +128,6 @@ impl Plan {
             Table::Nat => &mut self.nat,
             Table::Filter => &mut self.filter,
         }
-    }
-
-    /// Puts a jump in.
-    pub(super) fn hook(&mut self, jump: &Jump) {
-        self.of(jump.table).hook(jump.from, jump.rule);
     }
 
     /// How the filter table must be written when nothing is known of what is changed in it.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use pointsman_dataplane::backend::Backend as _;
 use pointsman_dataplane::backend::{Observed, Report};
@@ -196,7 +197,7 @@ impl Node {
             ports: service
                 .ports
                 .iter()
-                .map(|port| EndpointPort { name: port.name.clone(), protocol: port.protocol, port: TARGET })
+                .map(|port| EndpointPort { name: Arc::clone(&port.name), protocol: port.protocol, port: TARGET })
                 .collect(),
             endpoints: endpoints
                 .iter()
