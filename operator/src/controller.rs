@@ -204,6 +204,7 @@ impl Controller {
 
     fn account(&mut self, results: Vec<(Write, Outcome)>) {
         let now = Instant::now();
+        self.debounce.restart(now);
         let mut failures = Vec::new();
         let mut done = Vec::new();
         for (write, outcome) in results {

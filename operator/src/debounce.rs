@@ -31,6 +31,14 @@ impl Debounce {
             .map(|pending| (pending.last + QUIET).min(pending.first + LONGEST))
     }
 
+    /// Writes have ended: what they changed comes back through the watches in a moment, so what is pending waits
+    /// for that once more rather than being decided from what was.
+    pub fn restart(&mut self, now: Instant) {
+        if self.0.take().is_some() {
+            self.note(now);
+        }
+    }
+
     /// A pass begins.
     pub fn clear(&mut self) {
         self.0 = None;
@@ -54,7 +62,11 @@ mod tests {
             debounce.note(after(millis));
         }
         assert_eq!(debounce.due(), Some(after(1_000)));
+        debounce.restart(after(6_000));
+        assert_eq!(debounce.due(), Some(after(6_100)));
         debounce.clear();
+        assert_eq!(debounce.due(), None);
+        debounce.restart(after(7_000));
         assert_eq!(debounce.due(), None);
     }
 }
