@@ -1,0 +1,129 @@
+//! What a change costs when there is much, in a namespace of the test's own. A hundred Services here;
+//! `POINTSMAN_SCALE=10000 cargo test --release -p pointsman-dataplane --test iptables_scale -- --nocapture` prints the
+//! figures for more.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by failing")]
+#![allow(clippy::print_stdout, reason = "it prints what it measures")]
+
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use pointsman_dataplane::backend::{Backend as _, Report};
+use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
+use pointsman_dataplane::model::{
+    Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, Protocol, Service, ServiceName, ServicePort,
+    compile,
+};
+
+use support::namespace::Namespace;
+
+const ENDPOINTS: u32 = 10;
+
+fn address(base: u32, at: u32) -> IpAddr {
+    Ipv4Addr::from_bits(base + at).into()
+}
+
+/// Service `at` with this many endpoints.
+fn set(table: &mut ForwardingTable, diff: &mut Diff, at: u32, endpoints: u32) {
+    let service = Service {
+        name: ServiceName::new("default", &format!("service-{at}")),
+        created: 0,
+        cluster_ips: vec![address(0x0a60_0001, at)],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+    };
+    let slice = EndpointSlice {
+        family: Family::V4,
+        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: (0..endpoints)
+            .map(|nth| Endpoint {
+                address: address(0x0a80_0001, at * ENDPOINTS + nth),
+                ready: true,
+                serving: true,
+                terminating: false,
+                local: at % 100 == 0 && nth == 0,
+            })
+            .collect(),
+    };
+    table.set(compile(&service, [&slice], table.context()), diff);
+}
+
+/// CPU time of this process and of the programs that it waited for.
+fn cpu() -> Duration {
+    [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN]
+        .into_iter()
+        .map(|who| {
+            let usage = getrusage(who).unwrap();
+            [usage.user_time(), usage.system_time()]
+                .into_iter()
+                .map(|time| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).cast_unsigned()))
+                .sum::<Duration>()
+        })
+        .sum()
+}
+
+fn resident_kib() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4
+}
+
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T
+where
+    T: std::fmt::Debug,
+{
+    let (begin, used) = (Instant::now(), cpu());
+    let result = work();
+    println!("  {what}: {:?} (CPU {:?}) {result:?}", begin.elapsed(), cpu() - used);
+    result
+}
+
+fn cost(variant: Variant) {
+    let services: u32 = std::env::var("POINTSMAN_SCALE").map_or(100, |text| text.parse().unwrap());
+    println!("{variant}, {services} Services x {ENDPOINTS} endpoints");
+    let folder = tempfile::tempdir().unwrap();
+    let programs = Programs {
+        lock_file: Some(folder.path().join("lock")),
+        ..Programs::find(Family::V4, Some(variant))
+    };
+    Namespace::new().run(|| {
+        let mut backend = Iptables::new(Family::V4, programs).unwrap();
+        let mut table = ForwardingTable::default();
+        (0..services).for_each(|at| set(&mut table, &mut Diff::default(), at, ENDPOINTS));
+        let before = resident_kib();
+        timed("full sync of an empty kernel", || backend.sync(&table).unwrap());
+        println!("  resident memory after it: {} KiB more", resident_kib().saturating_sub(before));
+
+        let mut change = |what: &str, at, endpoints| {
+            let mut diff = Diff::default();
+            set(&mut table, &mut diff, at, endpoints);
+            timed(what, || backend.apply(&table, &diff).unwrap())
+        };
+        for round in 0..5 {
+            let report = change("one endpoint less", services / 2, ENDPOINTS - 1 - round);
+            assert!(report.bytes < 2000 && report.objects < 20, "{report:?}");
+        }
+        let report = change("a Service more", services, ENDPOINTS);
+        // The bucket and the pool: a change costs what its neighbours are, not what there is.
+        assert!(report.bytes < 2000 + 300 * (services as usize / 256 + 1), "{report:?}");
+        change("its last endpoint gone", services, 0);
+        change("an endpoint again", services, 1);
+
+        assert_eq!(timed("sync without a difference", || backend.sync(&table).unwrap()), Report::default());
+        assert!(timed("observe", || backend.observe().unwrap()).is_clean());
+        timed("teardown", || backend.teardown().unwrap());
+    });
+}
+
+#[test]
+fn legacy() {
+    cost(Variant::Legacy);
+}
+
+#[test]
+fn nft() {
+    cost(Variant::Nft);
+}
