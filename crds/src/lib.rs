@@ -7,6 +7,11 @@
 //! The YAML of the two CustomResourceDefinitions under `crds/yaml/` is generated from these types
 //! (`cargo run -p pointsman-crds --bin crdgen`); a test fails when it is stale.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "every printcolumn of #[kube(...)] has its own type_ and json_path; the lint takes them for repetitions"
+)]
+
 pub mod conditions;
 mod node_proxy;
 mod policy;
