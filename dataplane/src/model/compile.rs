@@ -1,6 +1,10 @@
 //! One Service and its slices, turned into frontends and pools.
 
-use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use super::context::Context;
 use super::frontend::{
@@ -245,6 +249,9 @@ fn impossible(endpoint: &Endpoint, family: Family) -> Option<&'static str> {
         Some("a link-local address")
     } else if address.is_multicast() {
         Some("a multicast address")
+    } else if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        // The API server accepts it, and multicast as well (ValidateEndpointIP).
+        Some("the broadcast address")
     } else {
         None
     }

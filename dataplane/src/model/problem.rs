@@ -16,8 +16,8 @@ pub enum Problem {
         /// Its family, which none of the Service's ClusterIPs has.
         family: Family,
     },
-    /// An endpoint whose address cannot be one: unspecified, loopback, link-local or multicast, or not of the
-    /// slice's family.
+    /// An endpoint whose address cannot be one: unspecified, loopback, link-local, multicast or broadcast, or
+    /// not of the slice's family.
     ImpossibleEndpoint {
         /// The Service.
         service: ServiceName,

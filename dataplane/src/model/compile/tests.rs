@@ -89,7 +89,7 @@ fn an_address_of_a_family_that_the_service_lacks_is_left_out_and_said() {
 
 #[test]
 fn impossible_endpoints_are_left_out_and_said() {
-    for address in ["0.0.0.0", "127.0.0.1", "169.254.0.1", "224.0.0.1"] {
+    for address in ["0.0.0.0", "127.0.0.1", "169.254.0.1", "224.0.0.1", "255.255.255.255"] {
         let mut bad = slice(&["10.0.1.1"]);
         bad.endpoints.push(ready(address));
         let compiled = compile(&service("web", &["10.96.0.1"]), &[bad], &context());
