@@ -5,7 +5,7 @@
 //! - [`ControlPlane`] is a real etcd, kube-apiserver and kube-controller-manager in a namespace of their own.
 //! - [`traffic`] holds the servers and clients that say whether packets go where they should.
 //! - [`Agent`] and [`Operator`] are Pointsman's programs; [`Installation`] is its charts, with programs that use
-//!   the chart's service accounts.
+//!   the chart's service accounts; [`Cluster`] is all of it on some nodes, with a Service.
 //! - [`Peer`] is kube-proxy, the program that Pointsman is compared with.
 //!
 //! Nothing outlives the test process, however it ends: namespaces have no names and vanish with the last
@@ -29,6 +29,7 @@ pub mod agent;
 pub mod binaries;
 mod carrier;
 pub mod certificates;
+pub mod cluster;
 pub mod control_plane;
 pub mod external;
 pub mod http;
@@ -39,6 +40,7 @@ pub mod netns;
 pub mod network;
 pub mod nft;
 pub mod node;
+pub mod observe;
 pub mod operator;
 pub mod peer;
 pub mod pod;
@@ -50,8 +52,10 @@ pub mod sysctl;
 pub mod toolchain;
 pub mod traffic;
 pub mod workdir;
+pub mod workload;
 
 pub use agent::Agent;
+pub use cluster::Cluster;
 pub use control_plane::{ControlPlane, Options};
 pub use external::ExternalHost;
 pub use installation::Installation;
