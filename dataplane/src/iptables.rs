@@ -116,7 +116,7 @@ impl Iptables {
         let Some((report, input)) = plan.input(order)? else {
             return Ok(Report::default());
         };
-        self.programs.restore(&input)?;
+        self.programs.restore(input.pieces())?;
         Ok(report)
     }
 }

@@ -51,6 +51,7 @@ impl State {
                 self.remove((Table::Nat, *gone), &mut plan);
             }
         }
+        plan.sort();
         (plan, order_of(diff))
     }
 
@@ -120,6 +121,7 @@ impl State {
                 changes.hook(jump.from, jump.rule);
             }
         }
+        plan.sort();
         let order = plan.careful_order();
         (Self { layout, fingerprints }, plan, order)
     }

@@ -5,7 +5,7 @@
 //! before it stops being translated, and the other way round when it gets its first. A rule that refuses is harmless
 //! beside one that translates: a translated packet no longer has the address that is refused.
 
-use std::{fmt::Write as _, io};
+use std::{fmt::Write as _, io, ops::Range};
 
 use super::names::{Chain, Table};
 use super::render::Rules;
@@ -26,38 +26,51 @@ pub(super) enum FilterOrder {
 /// What one table's transaction does.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Declarations of chains that are not there yet.
-    new: String,
-    /// Declarations of chains that are there, which empties them.
-    known: String,
-    /// Rules of both.
+    /// The chains that are written.
+    chains: Vec<Written>,
+    /// Their rules.
     rules: String,
     /// Removal of rules of built-in chains.
     unhook: String,
     /// Insertion of rules into built-in chains.
     hook: String,
+    /// Emptying of chains that are removed.
+    empty: String,
     /// Removal of chains.
     remove: String,
     /// How many chains and rules are written or removed.
     objects: usize,
 }
 
+/// A chain that is written.
+#[derive(Debug)]
+struct Written {
+    /// Its declaration, which empties it if it is there.
+    declaration: String,
+    is_there: bool,
+    /// Where its rules are in [`Changes::rules`].
+    rules: Range<usize>,
+}
+
 impl Changes {
     /// Writes a chain with these rules in place of what it had.
     pub(super) fn write(&mut self, chain: Chain, is_there: bool, rules: &Rules) {
-        let name = chain.to_string();
-        let declarations = if is_there { &mut self.known } else { &mut self.new };
-        line(declarations, format_args!(":{name} - [0:0]"));
+        let begin = self.rules.len();
         for rule in rules.lines() {
-            line(&mut self.rules, format_args!("-A {name} {rule}"));
+            line(&mut self.rules, format_args!("-A {chain} {rule}"));
         }
+        self.chains.push(Written {
+            declaration: format!(":{chain} - [0:0]\n"),
+            is_there,
+            rules: begin..self.rules.len(),
+        });
         self.objects += rules.count() + 1;
     }
 
     /// Removes a chain that nothing refers to after this transaction.
     pub(super) fn remove(&mut self, name: &str) {
         // Emptied first: it may refer to another chain that is removed.
-        line(&mut self.known, format_args!(":{name} - [0:0]"));
+        line(&mut self.empty, format_args!(":{name} - [0:0]"));
         line(&mut self.remove, format_args!("-X {name}"));
         self.objects += 1;
     }
@@ -78,33 +91,33 @@ impl Changes {
         self.objects == 0
     }
 
+    /// Puts the chains in the order of their names: iptables-nft-restore takes 4.6 s for 10,000 new chains in order
+    /// and 16 s for the same in disorder.
+    pub(super) fn sort(&mut self) {
+        self.chains
+            .sort_unstable_by(|a, b| a.declaration.cmp(&b.declaration));
+    }
+
     /// The transaction that does everything.
-    fn settle(&self, table: Table, input: &mut String) {
-        self.section(
-            table,
-            &[
-                &self.new,
-                &self.known,
-                &self.unhook,
-                &self.rules,
-                &self.hook,
-                &self.remove,
-            ],
-            input,
-        );
+    fn settle<'a>(&'a self, table: Table, input: &mut Input<'a>) {
+        if !self.is_empty() {
+            input.begin(table);
+            input.extend(self.chains.iter().map(|chain| chain.declaration.as_str()));
+            input.extend([self.empty.as_str(), &self.unhook]);
+            input.extend(self.chains.iter().map(|chain| &self.rules[chain.rules.clone()]));
+            input.extend([self.hook.as_str(), &self.remove, COMMIT]);
+        }
     }
 
     /// The transaction that only adds: chains have their old rules and the new ones behind them, until
     /// [`Changes::settle`].
-    fn grow(&self, table: Table, input: &mut String) {
-        self.section(table, &[&self.new, &self.rules], input);
-    }
-
-    fn section(&self, table: Table, parts: &[&str], input: &mut String) {
-        if parts.iter().any(|part| !part.is_empty()) {
-            line(input, format_args!("*{}", table.as_str()));
-            parts.iter().for_each(|part| input.push_str(part));
-            input.push_str("COMMIT\n");
+    fn grow<'a>(&'a self, table: Table, input: &mut Input<'a>) {
+        if !self.chains.is_empty() {
+            let new = self.chains.iter().filter(|chain| !chain.is_there);
+            input.begin(table);
+            input.extend(new.map(|chain| chain.declaration.as_str()));
+            input.extend(self.chains.iter().map(|chain| &self.rules[chain.rules.clone()]));
+            input.extend([COMMIT]);
         }
     }
 }
@@ -113,6 +126,29 @@ fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _ = text.write_fmt(content);
     text.push('\n');
+}
+
+const COMMIT: &str = "COMMIT\n";
+
+/// The text for iptables-restore, in pieces: with 10,000 Services it has 15 MB, which need not be there twice.
+#[derive(Debug, Default)]
+pub(super) struct Input<'a>(Vec<&'a str>);
+
+impl<'a> Input<'a> {
+    fn begin(&mut self, table: Table) {
+        self.0.push(match table {
+            Table::Nat => "*nat\n",
+            Table::Filter => "*filter\n",
+        });
+    }
+
+    fn extend(&mut self, pieces: impl IntoIterator<Item = &'a str>) {
+        self.0.extend(pieces);
+    }
+
+    pub(super) fn pieces(&self) -> &[&'a str] {
+        &self.0
+    }
 }
 
 /// What a change does to both tables.
@@ -130,9 +166,15 @@ impl Plan {
         }
     }
 
+    /// Puts the input into the order that costs least.
+    pub(super) fn sort(&mut self) {
+        self.nat.sort();
+        self.filter.sort();
+    }
+
     /// How the filter table must be written when nothing is known of what is changed in it.
     pub(super) fn careful_order(&self) -> FilterOrder {
-        if self.filter.known.is_empty() {
+        if self.filter.empty.is_empty() && self.filter.chains.iter().all(|chain| !chain.is_there) {
             FilterOrder::First
         } else {
             FilterOrder::FirstAndLast
@@ -144,8 +186,8 @@ impl Plan {
     /// # Errors
     /// When the input has a character that no rule of ours has. Names are made harmless where rules are
     /// rendered; this is the second line of defence against a name that ends a rule and begins another.
-    pub(super) fn input(&self, order: FilterOrder) -> Result<Option<(Report, String)>, Error> {
-        let mut input = String::new();
+    pub(super) fn input(&self, order: FilterOrder) -> Result<Option<(Report, Input<'_>)>, Error> {
+        let mut input = Input::default();
         if self.nat.is_empty() {
             self.filter.settle(Table::Filter, &mut input);
         } else {
@@ -159,18 +201,19 @@ impl Plan {
                 self.filter.settle(Table::Filter, &mut input);
             }
         }
-        if input.is_empty() {
+        if input.0.is_empty() {
             return Ok(None);
         }
         let strange = |byte: &u8| !matches!(byte, b' '..=b'~' | b'\n');
-        if let Some(byte) = input.bytes().find(|byte| strange(byte)) {
+        let mut bytes = input.0.iter().flat_map(|piece| piece.bytes());
+        if let Some(byte) = bytes.find(strange) {
             return Err(invalid(format!(
                 "the rules would have the character 0x{byte:02x}"
             )));
         }
         let report = Report {
             objects: self.nat.objects + self.filter.objects,
-            bytes: input.len(),
+            bytes: input.0.iter().map(|piece| piece.len()).sum(),
         };
         Ok(Some((report, input)))
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    io::{self, BufRead as _, BufReader, Read, Write as _},
+    io::{self, BufRead as _, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -108,7 +108,7 @@ impl Programs {
         let mut text = String::new();
         let mut command = self.command(&self.restore);
         command.arg("--version");
-        run(command, &self.restore, self.time_limit, "", |line| {
+        run(command, &self.restore, self.time_limit, &[], |line| {
             text.push_str(line);
         })?;
         parse_version(&text).ok_or_else(|| Error::Failed {
@@ -121,7 +121,7 @@ impl Programs {
     }
 
     /// Sends rules to the kernel, leaving everything that they do not name.
-    pub(super) fn restore(&self, input: &str) -> Result<(), Error> {
+    pub(super) fn restore(&self, input: &[&str]) -> Result<(), Error> {
         let mut command = self.command(&self.restore);
         command
             .arg("--noflush")
@@ -134,7 +134,7 @@ impl Programs {
     pub(super) fn save(&self, table: Table, line: impl FnMut(&str)) -> Result<(), Error> {
         let mut command = self.command(&self.save);
         command.args(["-t", table.as_str()]);
-        run(command, &self.save, self.time_limit, "", line)
+        run(command, &self.save, self.time_limit, &[], line)
     }
 }
 
@@ -170,7 +170,7 @@ fn run(
     mut command: Command,
     program: &Path,
     time_limit: Duration,
-    input: &str,
+    input: &[&str],
     mut line: impl FnMut(&str),
 ) -> Result<(), Error> {
     let name = program.display().to_string();
@@ -195,7 +195,7 @@ fn run(
     let (end, ended) = mpsc::channel::<()>();
     let (read, said, timed_out) = thread::scope(|scope| {
         // A program that fails early closes its end; what it says tells more than the broken pipe.
-        scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input.as_bytes())));
+        scope.spawn(move || stdin.map(|pipe| write_all(pipe, input)));
         let said = scope.spawn(move || stderr.map(read_some).unwrap_or_default());
         let child = &mut child;
         let limit = scope.spawn(move || stop_after(child, time_limit, &ended));
@@ -224,6 +224,14 @@ fn stop_after(child: &mut Child, limit: Duration, ended: &mpsc::Receiver<()>) ->
         Err(mpsc::RecvTimeoutError::Timeout) => child.kill().is_ok(),
         _ => false,
     }
+}
+
+fn write_all(pipe: impl Write, pieces: &[&str]) -> io::Result<()> {
+    let mut pipe = BufWriter::with_capacity(1 << 16, pipe);
+    for piece in pieces {
+        pipe.write_all(piece.as_bytes())?;
+    }
+    pipe.flush()
 }
 
 fn read_lines(pipe: impl Read, line: &mut impl FnMut(&str)) -> io::Result<()> {

@@ -144,6 +144,7 @@ fn send(kernel: &mut Kernel, (plan, order): (Plan, FilterOrder), before: &Forwar
     let Some((_, input)) = plan.input(order).unwrap() else {
         return;
     };
+    let input = input.pieces().concat();
     for state in kernel.restore(&input) {
         for packet in packets() {
             let found = sorted(state.walk(&packet));
@@ -160,7 +161,7 @@ fn synced(table: &ForwardingTable) -> (Kernel, State) {
     let mut kernel = Kernel::new();
     let (state, plan, order) = State::sync(table, kernel.saved(), STYLE);
     if let Some((_, input)) = plan.input(order).unwrap() {
-        kernel.restore(&input);
+        kernel.restore(&input.pieces().concat());
     }
     (kernel, state)
 }
@@ -186,7 +187,7 @@ proptest! {
             if diff.context {
                 let (plan, order) = state.change(&table, &diff, STYLE);
                 if let Some((_, input)) = plan.input(order).unwrap() {
-                    kernel.restore(&input);
+                    kernel.restore(&input.pieces().concat());
                 }
                 send(&mut kernel, (Plan::default(), order), loose, &table);
             } else {
@@ -231,7 +232,7 @@ proptest! {
         if undamaged {
             send(&mut kernel, (plan, order), &before, &table);
         } else if let Some((_, input)) = plan.input(order).unwrap() {
-            kernel.restore(&input);
+            kernel.restore(&input.pieces().concat());
         }
         prop_assert_eq!(&kernel, &synced(&table).0);
     }
@@ -244,7 +245,7 @@ proptest! {
         let (mut kernel, _) = synced(&table);
         for _ in 0..2 {
             let (plan, order) = teardown(&kernel.saved());
-            kernel.restore(&plan.input(order).unwrap().unwrap().1);
+            kernel.restore(&plan.input(order).unwrap().unwrap().1.pieces().concat());
             let mut clean = Kernel::new();
             clean.0[1].get_mut("FORWARD").unwrap().push(GRACE.to_owned());
             prop_assert_eq!(&kernel, &clean);
@@ -266,6 +267,7 @@ fn a_changed_endpoint_is_one_chain() {
     perform(&set(0b110), &mut table, &mut diff);
     let (plan, order) = state.change(&table, &diff, STYLE);
     let (report, input) = plan.input(order).unwrap().unwrap();
+    let input = input.pieces().concat();
     let chain = input.lines().nth(1).unwrap().trim_start_matches(':').split(' ').next().unwrap();
     assert_eq!(
         input,

@@ -16,13 +16,13 @@ fn plan() -> Plan {
 const NAT: &str = "*nat\n:PM-VIP-35 - [0:0]\n-A PM-VIP-35 -j ACCEPT\nCOMMIT\n";
 const GROW: &str =
     "*filter\n:PM-VIP-36 - [0:0]\n-A PM-VIP-35 -p tcp -j REJECT\n-A PM-VIP-36 -p udp -j REJECT\nCOMMIT\n";
-const SETTLE: &str = "*filter\n:PM-VIP-36 - [0:0]\n:PM-VIP-35 - [0:0]\n:PM-VIP-37 - [0:0]\n-A PM-VIP-35 -p tcp -j REJECT\n\
+const SETTLE: &str = "*filter\n:PM-VIP-35 - [0:0]\n:PM-VIP-36 - [0:0]\n:PM-VIP-37 - [0:0]\n-A PM-VIP-35 -p tcp -j REJECT\n\
     -A PM-VIP-36 -p udp -j REJECT\n-X PM-VIP-37\nCOMMIT\n";
 
 #[test]
 fn refusals_come_before_and_go_after_translation() {
     let plan = plan();
-    let text = |order| plan.input(order).unwrap().unwrap().1;
+    let text = |order| plan.input(order).unwrap().unwrap().1.pieces().concat();
     assert_eq!(text(FilterOrder::First), format!("{SETTLE}{NAT}"));
     assert_eq!(text(FilterOrder::Last), format!("{NAT}{SETTLE}"));
     assert_eq!(text(FilterOrder::FirstAndLast), format!("{GROW}{NAT}{SETTLE}"));
@@ -35,7 +35,7 @@ fn refusals_come_before_and_go_after_translation() {
 fn a_table_alone_is_one_transaction() {
     let mut plan = plan();
     plan.nat = Changes::default();
-    assert_eq!(plan.input(FilterOrder::FirstAndLast).unwrap().unwrap().1, SETTLE);
+    assert_eq!(plan.input(FilterOrder::FirstAndLast).unwrap().unwrap().1.pieces().concat(), SETTLE);
     plan.filter = Changes::default();
     assert!(plan.input(FilterOrder::FirstAndLast).unwrap().is_none());
 }
@@ -47,7 +47,7 @@ fn jumps_move_in_one_transaction() {
     plan.nat.remove("PM-OLD");
     plan.nat.hook("OUTPUT", "-j PM-SERVICES");
     assert_eq!(
-        plan.input(FilterOrder::Last).unwrap().unwrap().1,
+        plan.input(FilterOrder::Last).unwrap().unwrap().1.pieces().concat(),
         "*nat\n:PM-OLD - [0:0]\n-D OUTPUT -j PM-OLD\n-I OUTPUT -j PM-SERVICES\n-X PM-OLD\nCOMMIT\n"
     );
 }

@@ -39,7 +39,7 @@ fn script(text: &str) -> (tempfile::TempDir, Programs) {
 fn a_program_that_is_not_there() {
     let (_folder, programs) = script("");
     let programs = Programs { restore: "/nowhere/iptables-restore".into(), ..programs };
-    let error = programs.restore("").unwrap_err();
+    let error = programs.restore(&[]).unwrap_err();
     assert!(matches!(error, Error::MissingProgram { package: "iptables", .. }), "{error}");
 }
 
@@ -48,7 +48,7 @@ fn a_program_that_does_not_end_is_stopped() {
     let (_folder, programs) = script("exec sleep 60");
     let begin = Instant::now();
     // More input than a pipe holds, which it never reads.
-    let error = programs.restore(&"x".repeat(1 << 20)).unwrap_err();
+    let error = programs.restore(&[&"x".repeat(1 << 20)]).unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(10));
 }
@@ -56,7 +56,7 @@ fn a_program_that_does_not_end_is_stopped() {
 #[test]
 fn a_failure_says_what_the_program_said() {
     let (_folder, programs) = script("echo \"line 3 failed: $*, $XTABLES_LOCKFILE\" >&2; exit 2");
-    let error = programs.restore(&"x".repeat(1 << 20)).unwrap_err();
+    let error = programs.restore(&[&"x".repeat(1 << 20)]).unwrap_err();
     let Error::Failed { stderr, status, .. } = error else {
         unreachable!("{error}");
     };
