@@ -28,6 +28,8 @@ unit: ## Run the tests that need neither root nor a cluster (under a minute once
 
 .PHONY: test
 test: packages ## Run everything: unit tests, packets in namespaces, a real control plane (root)
+	cargo run --package pointsman-e2e --bin e2e-tools
+	charts/check.sh
 	cargo test --workspace --no-fail-fast
 
 .PHONY: bench
@@ -51,6 +53,7 @@ $(CARGO_DENY):
 .PHONY: generate
 generate: ## Write the CustomResourceDefinitions again after a change of their Rust types
 	cargo run --quiet --package pointsman-crds --bin crdgen -- crds/yaml
+	cp crds/yaml/*.yaml charts/pointsman-crds/files/
 
 .PHONY: packages
 packages:

@@ -45,9 +45,14 @@ pub enum ConnectError {
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
     let mut config = match kubeconfig {
         Some(path) => {
-            let error = |source| ConnectError::Kubeconfig { path: path.display().to_string(), source };
+            let error = |source| ConnectError::Kubeconfig {
+                path: path.display().to_string(),
+                source,
+            };
             let file = Kubeconfig::read_from(path).map_err(error)?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(error)?
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(error)?
         }
         None => Config::incluster().map_err(ConnectError::NotInCluster)?,
     };

@@ -25,7 +25,11 @@ pub async fn list_strategy(client: &Client) -> ListStrategy {
             0
         }
     };
-    if minor >= STREAMING_LISTS_SINCE { ListStrategy::StreamingList } else { ListStrategy::ListWatch }
+    if minor >= STREAMING_LISTS_SINCE {
+        ListStrategy::StreamingList
+    } else {
+        ListStrategy::ListWatch
+    }
 }
 
 /// A watch that never ends: errors are logged, waited out with a growing pause, and the watch is taken up again.
@@ -35,14 +39,19 @@ pub fn watch<K>(api: Api<K>, config: Config, strategy: ListStrategy) -> impl Str
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let config = Config { initial_list_strategy: strategy, ..config.any_semantic() };
-    kube_watcher(api, config).default_backoff().filter_map(async |event| match event {
-        Ok(event) => Some(event),
-        Err(error) => {
-            report::<K>(&error);
-            None
-        }
-    })
+    let config = Config {
+        initial_list_strategy: strategy,
+        ..config.any_semantic()
+    };
+    kube_watcher(api, config)
+        .default_backoff()
+        .filter_map(async |event| match event {
+            Ok(event) => Some(event),
+            Err(error) => {
+                report::<K>(&error);
+                None
+            }
+        })
 }
 
 fn report<K: Resource<DynamicType = ()>>(error: &watcher::Error) {

@@ -46,6 +46,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/pointsman")]
     pub state_dir: PathBuf,
 
+    /// Where the machine's kernel parameters are. A container that is not privileged sees /proc/sys read-only and has
+    /// net/ of the host's mounted elsewhere.
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys", env = "POINTSMAN_PROC_SYS")]
+    pub proc_sys: PathBuf,
+
     /// How much is logged until a policy says so, on kube-proxy's scale: 0 warnings, 2 what changes, 4 every step.
     #[arg(long = "verbosity", short = 'v', value_name = "N", default_value_t = 2)]
     pub verbosity: i32,

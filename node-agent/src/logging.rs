@@ -1,6 +1,6 @@
 //! Logs to stderr, with a level that can change while the agent runs.
 
-use std::sync::Arc;
+use std::{io::IsTerminal as _, sync::Arc};
 
 use clap::ValueEnum;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -60,7 +60,7 @@ fn filter(verbosity: i32) -> Targets {
 #[must_use]
 pub fn begin(verbosity: i32, format: LogFormat) -> LogLevel {
     let (layer, handle) = reload::Layer::<Targets, Registry>::new(filter(verbosity));
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => tracing_subscriber::registry().with(layer).with(lines).init(),
         LogFormat::Json => tracing_subscriber::registry()

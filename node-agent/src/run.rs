@@ -68,7 +68,7 @@ fn clean_up(args: &Args) -> Result<()> {
             left.push(format!("{family}: {error}"));
         }
     }
-    let mut parameters = Parameters::new(&args.state_dir);
+    let mut parameters = Parameters::new(&args.proc_sys, &args.state_dir);
     parameters.restore();
     left.extend(parameters.failures().iter().cloned());
     if left.is_empty() {
@@ -128,7 +128,7 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         }
     }
 
-    let parameters = Parameters::new(&args.state_dir);
+    let parameters = Parameters::new(&args.proc_sys, &args.state_dir);
     let engine = Engine::new(Arc::new(backend), parameters, log_level, metrics, state_in);
     let stopped = run_engine(engine, events)?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;

@@ -1,7 +1,7 @@
 //! One Service and its slices, turned into frontends and pools.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -116,14 +116,16 @@ pub fn compile<'a>(
 fn cluster_ips(service: &Service, problems: &mut Vec<Problem>) -> BTreeMap<Family, IpAddr> {
     let mut families = BTreeMap::new();
     for &address in &service.cluster_ips {
-        let family = Family::of(address);
-        if families.contains_key(&family) {
-            problems.push(Problem::SecondClusterIp {
-                service: service.name.clone(),
-                address,
-            });
-        } else {
-            families.insert(family, address);
+        match families.entry(Family::of(address)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(address);
+            }
+            Entry::Occupied(_) => {
+                problems.push(Problem::SecondClusterIp {
+                    service: service.name.clone(),
+                    address,
+                });
+            }
         }
     }
     families

@@ -13,11 +13,11 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Writes below `/proc/sys`, and remembers in `state_dir` what it found there.
+    /// Writes below `proc_sys`, and remembers in `state_dir` what it found there.
     #[must_use]
-    pub fn new(state_dir: &Path) -> Self {
+    pub fn new(proc_sys: &Path, state_dir: &Path) -> Self {
         Self {
-            sysctls: Sysctls::new("/proc/sys".into(), state_dir.join("sysctls")),
+            sysctls: Sysctls::new(proc_sys.to_owned(), state_dir.join("sysctls")),
             failures: Vec::new(),
         }
     }

@@ -109,7 +109,7 @@ impl Agent {
         let state_dir = tempfile::tempdir().unwrap();
         let (state_in, state) = watch::channel(State::default());
         let metrics = Arc::new(Metrics::default());
-        let parameters = Parameters::new(state_dir.path());
+        let parameters = Parameters::new(std::path::Path::new("/proc/sys"), state_dir.path());
         let engine = Engine::new(make, parameters, LogLevel::unused(), metrics, state_in);
         let (events, receiver) = channel(100);
         tokio::spawn(engine.run(receiver));
