@@ -44,7 +44,11 @@ check: ## Check format, lints and dependencies
 
 .PHONY: deny
 deny: $(CARGO_DENY)
-	$(CARGO_DENY) --workspace check
+	$(CARGO_DENY) --log-level error --workspace check bans licenses sources
+
+.PHONY: advisories
+advisories: $(CARGO_DENY) ## Check dependencies for known faults (needs the RustSec database on the network)
+	$(CARGO_DENY) --workspace check advisories
 
 $(CARGO_DENY):
 	@echo "building cargo-deny $(CARGO_DENY_VERSION) (once, about 4 min on two cores) ..." >&2

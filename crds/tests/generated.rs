@@ -106,3 +106,30 @@ fn a_revision_names_the_values_and_nothing_else() {
     assert_ne!(plain.revision(), other.revision());
     assert_eq!(plain.revision().len(), 10);
 }
+
+/// The names of all properties below a schema.
+fn properties(schema: &serde_json::Value, found: &mut Vec<String>) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        // A LabelSelector is Kubernetes' own, and documented there.
+        if name != "nodeSelector" && name != "conditions" {
+            properties(property, found);
+        }
+        found.push(name.clone());
+    }
+}
+
+#[test]
+fn the_reference_names_every_field_and_every_kernel_parameter() {
+    use kube::CustomResourceExt as _;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/proxypolicy.md");
+    let reference = fs::read_to_string(path).unwrap();
+    let crd = serde_json::to_value(ProxyPolicy::crd()).unwrap();
+    let mut names = Vec::new();
+    properties(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut names);
+    assert!(names.len() > 25, "{names:?}");
+    let fields = names.iter().map(String::as_str).filter(|name| !["spec", "status"].contains(name));
+    for name in fields.chain(pointsman_crds::sysctl::ALLOWED.iter().copied()) {
+        let quoted = reference.contains(&format!("`{name}`")) || reference.contains(&format!(".{name}`"));
+        assert!(quoted, "docs/reference/proxypolicy.md does not say what {name} is");
+    }
+}
