@@ -24,6 +24,7 @@ mod layout;
 mod names;
 mod observe;
 mod plan;
+mod programs;
 mod render;
 mod restore;
 mod run;
@@ -31,9 +32,9 @@ mod run;
 use names::{GRACE, Table};
 use observe::{Saved, compare};
 use plan::State;
+pub use programs::{Programs, Variant, Version};
 use render::Style;
 use restore::{FilterOrder, Plan, check_interface};
-pub use run::{Programs, Variant, Version};
 
 use crate::backend::{Backend, Error, Observed, Report};
 use crate::model::{Diff, Family, ForwardingTable};

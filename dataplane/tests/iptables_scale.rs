@@ -2,7 +2,12 @@
 //! `POINTSMAN_SCALE=10000 cargo test --release -p pointsman-dataplane --test iptables_scale -- --nocapture` prints the
 //! figures for more.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by failing")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends by failing"
+)]
 #![allow(clippy::print_stdout, reason = "it prints what it measures")]
 
 mod support;
@@ -14,8 +19,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use pointsman_dataplane::backend::{Backend as _, Report};
 use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
 use pointsman_dataplane::model::{
-    Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, Protocol, Service, ServiceName, ServicePort,
-    compile,
+    Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, Protocol, Service, ServiceName,
+    ServicePort, compile,
 };
 
 use support::namespace::Namespace;
@@ -34,18 +39,27 @@ fn set(table: &mut ForwardingTable, diff: &mut Diff, at: u32, endpoints: u32) {
         cluster_ips: vec![address(0x0a60_0001, at)],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        ports: vec![ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+        }],
     };
     let slice = EndpointSlice {
         family: Family::V4,
-        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: vec![EndpointPort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 8080,
+        }],
         endpoints: (0..endpoints)
             .map(|nth| Endpoint {
                 address: address(0x0a80_0001, at * ENDPOINTS + nth),
                 ready: true,
                 serving: true,
                 terminating: false,
-                local: at % 100 == 0 && nth == 0,
+                local: at.is_multiple_of(100) && nth == 0,
             })
             .collect(),
     };
@@ -60,7 +74,9 @@ fn cpu() -> Duration {
             let usage = getrusage(who).unwrap();
             [usage.user_time(), usage.system_time()]
                 .into_iter()
-                .map(|time| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).cast_unsigned()))
+                .map(|time| {
+                    Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).cast_unsigned())
+                })
                 .sum::<Duration>()
         })
         .sum()
@@ -77,7 +93,11 @@ where
 {
     let (begin, used) = (Instant::now(), cpu());
     let result = work();
-    println!("  {what}: {:?} (CPU {:?}) {result:?}", begin.elapsed(), cpu() - used);
+    println!(
+        "  {what}: {:?} (CPU {:?}) {result:?}",
+        begin.elapsed(),
+        cpu() - used
+    );
     result
 }
 
@@ -95,7 +115,10 @@ fn cost(variant: Variant) {
         (0..services).for_each(|at| set(&mut table, &mut Diff::default(), at, ENDPOINTS));
         let before = resident_kib();
         timed("full sync of an empty kernel", || backend.sync(&table).unwrap());
-        println!("  resident memory after it: {} KiB more", resident_kib().saturating_sub(before));
+        println!(
+            "  resident memory after it: {} KiB more",
+            resident_kib().saturating_sub(before)
+        );
 
         let mut change = |what: &str, at, endpoints| {
             let mut diff = Diff::default();
@@ -108,11 +131,17 @@ fn cost(variant: Variant) {
         }
         let report = change("a Service more", services, ENDPOINTS);
         // The bucket and the pool: a change costs what its neighbours are, not what there is.
-        assert!(report.bytes < 2000 + 300 * (services as usize / 256 + 1), "{report:?}");
+        assert!(
+            report.bytes < 2000 + 300 * (services as usize / 256 + 1),
+            "{report:?}"
+        );
         change("its last endpoint gone", services, 0);
         change("an endpoint again", services, 1);
 
-        assert_eq!(timed("sync without a difference", || backend.sync(&table).unwrap()), Report::default());
+        assert_eq!(
+            timed("sync without a difference", || backend.sync(&table).unwrap()),
+            Report::default()
+        );
         assert!(timed("observe", || backend.observe().unwrap()).is_clean());
         timed("teardown", || backend.teardown().unwrap());
     });

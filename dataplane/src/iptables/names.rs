@@ -96,7 +96,9 @@ fn tag(pool: &PoolKey, endpoint: Option<SocketAddr>) -> Tag {
         hash.update(endpoint.to_string());
     }
     let mut tag = Tag::default();
-    tag.iter_mut().zip(hash.finalize()).for_each(|(to, from)| *to = from);
+    tag.iter_mut()
+        .zip(hash.finalize())
+        .for_each(|(to, from)| *to = from);
     tag
 }
 
@@ -127,10 +129,16 @@ struct Base32<'a>(&'a Tag);
 impl fmt::Display for Base32<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for five in self.0.as_chunks::<5>().0 {
-            let bits = five.iter().fold(0_u64, |bits, byte| (bits << 8) | u64::from(*byte));
+            let bits = five
+                .iter()
+                .fold(0_u64, |bits, byte| (bits << 8) | u64::from(*byte));
             for at in (0..8).rev() {
                 let digit = ((bits >> (at * 5)) & 31) as u8;
-                let letter = if digit < 26 { b'A' + digit } else { b'2' + digit - 26 };
+                let letter = if digit < 26 {
+                    b'A' + digit
+                } else {
+                    b'2' + digit - 26
+                };
                 fmt::Write::write_char(f, char::from(letter))?;
             }
         }

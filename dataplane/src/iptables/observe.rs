@@ -140,7 +140,9 @@ pub(super) fn compare(wanted: &HashMap<ChainId, Fingerprint>, mut saved: [Saved;
     for (of, saved) in Table::ALL.into_iter().zip(&saved) {
         let table = of.as_str();
         for name in saved.chains.keys() {
-            differences.push(format!("{table} chain {name}: not one of those that were written"));
+            differences.push(format!(
+                "{table} chain {name}: not one of those that were written"
+            ));
         }
         let ours = JUMPS.iter().filter(|jump| jump.table == of).map(|jump| jump.from);
         let others = saved.hooks.keys().map(String::as_str);
@@ -171,7 +173,9 @@ fn rule_of(line: &str) -> Option<(&str, &str)> {
 
 fn is_ours(rule: &str) -> bool {
     let by_comment = after(rule, &["--comment"]).is_some_and(|comment| {
-        comment.strip_prefix('"').is_some_and(|comment| comment.starts_with(COMMENT))
+        comment
+            .strip_prefix('"')
+            .is_some_and(|comment| comment.starts_with(COMMENT))
     });
     by_comment || target(rule).is_some_and(|target| target.starts_with(PREFIX))
 }
@@ -225,7 +229,11 @@ pub(super) fn normalise(rule: &str) -> Cow<'_, str> {
                     let whole = f64::from(1_u32 << 31);
                     let number = (number * whole).round() / whole;
                     let text = format!("{before}--probability {number:.11} {after}");
-                    if text == *rule { rule } else { Cow::Owned(text.trim_end().to_owned()) }
+                    if text == *rule {
+                        rule
+                    } else {
+                        Cow::Owned(text.trim_end().to_owned())
+                    }
                 }
                 _ => rule,
             }

@@ -1,17 +1,17 @@
 //! The rules of each chain, in the words in which iptables-save prints them: what was written and what is read back
 //! can be compared as text. Pure.
 
-use std::{
-    fmt::{self, Write as _},
-    net::{IpAddr, SocketAddr},
-};
+mod words;
+
+use std::fmt::{self, Write as _};
 
 use super::layout::{ChainId, Layout, table_of};
 use super::names::{Chain, PORTS_IN_BLOCK, Table};
 use crate::model::{
-    Action, Destination, Family, ForwardingTable, Frontend, FrontendKey, LocalTraffic, Masquerade,
-    NodePortAddresses, Pool, PoolEndpoint, PoolKey, Protocol,
+    Action, Family, ForwardingTable, Frontend, FrontendKey, LocalTraffic, Masquerade, NodePortAddresses,
+    Pool, PoolEndpoint, PoolKey, Protocol,
 };
+use words::{Address, Addressed, Comment, Host, LastBits, Share, Socket};
 
 /// Marks a packet for masquerade. The bit is kube-proxy's: CNI plugins know to leave it alone.
 const MARK: &str = "-j MARK --set-xmark 0x4000/0x4000";
@@ -246,100 +246,6 @@ fn forward(drop_invalid: bool, rules: &mut Rules) {
         rules.push(format_args!("-m conntrack --ctstate INVALID -j DROP"));
     }
     rules.push(format_args!("-m mark --mark 0x4000/0x4000 -j ACCEPT"));
-}
-
-/// The match of a frontend's key.
-struct Addressed<'a>(&'a FrontendKey);
-
-impl fmt::Display for Addressed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FrontendKey { protocol, port, .. } = self.0;
-        if let Destination::Address(address) = self.0.destination {
-            write!(f, "-d {} ", Host(address))?;
-        }
-        write!(f, "-p {protocol} -m {protocol} --dport {port}")
-    }
-}
-
-/// `namespace/name:port kind`. Names come from outside: what is not plain becomes `_`, so that no name can end the
-/// quotes or the line. At most 200 bytes: `xt_comment` has room for 255.
-struct Comment<'a>(&'a Frontend);
-
-impl fmt::Display for Comment<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("{} {}", self.0.owner, self.0.kind);
-        for letter in text.chars().take(200) {
-            let plain = letter.is_ascii_alphanumeric() || "-._/: ".contains(letter);
-            f.write_char(if plain { letter } else { '_' })?;
-        }
-        Ok(())
-    }
-}
-
-/// One connection in so many. `xt_statistic` keeps a probability as 31 bits and iptables prints it with 11 digits:
-/// what is written here is what comes back.
-struct Share(usize);
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 < 2 {
-            return Ok(());
-        }
-        let whole = f64::from(1_u32 << 31);
-        let fixed = (whole / self.0 as f64).round();
-        write!(f, " -m statistic --mode random --probability {:.11}", fixed / whole)
-    }
-}
-
-/// An address of which only some of the last eight bits count.
-struct LastBits(Family, u8, u8);
-
-impl fmt::Display for LastBits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(family, bits, mask) = self;
-        match family {
-            Family::V4 => write!(f, "0.0.0.{bits}/0.0.0.{mask}"),
-            Family::V6 if *bits == 0 => write!(f, "::/::{mask:x}"),
-            Family::V6 => write!(f, "::{bits:x}/::{mask:x}"),
-        }
-    }
-}
-
-/// An address as a range of one.
-struct Host(IpAddr);
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", Address(self.0), if self.0.is_ipv4() { 32 } else { 128 })
-    }
-}
-
-struct Socket(SocketAddr);
-
-impl fmt::Display for Socket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            SocketAddr::V4(socket) => write!(f, "{socket}"),
-            SocketAddr::V6(socket) => write!(f, "[{}]:{}", Address(IpAddr::V6(*socket.ip())), socket.port()),
-        }
-    }
-}
-
-/// An address as glibc's `inet_ntop` prints it, and so iptables: unlike Rust it has the IPv4 form for all of ::/96.
-struct Address(IpAddr);
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let IpAddr::V6(v6) = self.0
-            && let [0, 0, 0, 0, 0, 0, high, low] = v6.segments()
-            && high != 0
-        {
-            let [a, b] = high.to_be_bytes();
-            let [c, d] = low.to_be_bytes();
-            return write!(f, "::{a}.{b}.{c}.{d}");
-        }
-        write!(f, "{}", self.0)
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,11 @@
 //! A node with real packets: namespaces without names, real sockets, the model's own tables.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends by failing")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends by failing"
+)]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod namespace;

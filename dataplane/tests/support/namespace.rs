@@ -33,7 +33,9 @@ impl Namespace {
                 self.enter();
                 work()
             });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -59,7 +61,12 @@ impl Namespace {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
-                .unwrap_or_else(|error| panic!("{} cannot be run ({error}): apt-get install iptables iproute2", words[0]));
+                .unwrap_or_else(|error| {
+                    panic!(
+                        "{} cannot be run ({error}): apt-get install iptables iproute2",
+                        words[0]
+                    )
+                });
             let mut stdin = child.stdin.take().unwrap();
             // A program that fails early closes its end.
             let _ = stdin.write_all(input.as_bytes());
@@ -84,8 +91,21 @@ impl Namespace {
     pub fn join(&self, name: &str, other: &Self, other_name: &str) {
         self.program(
             &[
-                "ip", "link", "add", name, "type", "veth", "peer", "name", other_name, "netns",
-                &format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&*other.0)),
+                "ip",
+                "link",
+                "add",
+                name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                other_name,
+                "netns",
+                &format!(
+                    "/proc/{}/fd/{}",
+                    std::process::id(),
+                    std::os::fd::AsRawFd::as_raw_fd(&*other.0)
+                ),
             ],
             "",
         );

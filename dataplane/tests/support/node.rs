@@ -197,7 +197,11 @@ impl Node {
             ports: service
                 .ports
                 .iter()
-                .map(|port| EndpointPort { name: Arc::clone(&port.name), protocol: port.protocol, port: TARGET })
+                .map(|port| EndpointPort {
+                    name: Arc::clone(&port.name),
+                    protocol: port.protocol,
+                    port: TARGET,
+                })
                 .collect(),
             endpoints: endpoints
                 .iter()
@@ -247,15 +251,18 @@ impl Node {
     /// What iptables-save prints of a table, without its comments.
     pub fn save(&self, table: &str) -> String {
         let text = self.host.program(&[&self.program("save"), "-t", table], "");
-        text.lines().filter(|line| !line.starts_with('#')).fold(String::new(), |all, line| {
-            // Counters of policies change by themselves.
-            all + line.split(" [").next().unwrap_or_default() + "\n"
-        })
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .fold(String::new(), |all, line| {
+                // Counters of policies change by themselves.
+                all + line.split(" [").next().unwrap_or_default() + "\n"
+            })
     }
 
     /// Sends input to iptables-restore, as somebody else.
     pub fn restore(&self, input: &str) {
-        self.host.program(&[&self.program("restore"), "--noflush", "--wait", "10"], input);
+        self.host
+            .program(&[&self.program("restore"), "--noflush", "--wait", "10"], input);
     }
 
     /// The same with input that ends before its time.
@@ -266,7 +273,11 @@ impl Node {
 
     fn program(&self, verb: &str) -> String {
         let programs = Programs::find(self.family, Some(self.variant));
-        let path = if verb == "save" { programs.save } else { programs.restore };
+        let path = if verb == "save" {
+            programs.save
+        } else {
+            programs.restore
+        };
         path.to_str().unwrap().to_owned()
     }
 
@@ -276,5 +287,8 @@ impl Node {
 }
 
 fn programs(variant: Variant, family: Family, lock: PathBuf) -> Programs {
-    Programs { lock_file: Some(lock), ..Programs::find(family, Some(variant)) }
+    Programs {
+        lock_file: Some(lock),
+        ..Programs::find(family, Some(variant))
+    }
 }

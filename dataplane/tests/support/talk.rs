@@ -3,8 +3,9 @@
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::libc::{EALREADY, EINPROGRESS, EISCONN};
 use pointsman_dataplane::model::Protocol;
 use socket2::{Domain, Socket, Type};
 
@@ -21,8 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Serves TCP and UDP at an address, until the test's process ends.
 pub fn serve(namespace: &Namespace, at: SocketAddr) {
-    let (listener, socket) =
-        namespace.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
+    let (listener, socket) = namespace.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             thread::spawn(move || hold(at, stream));
@@ -49,7 +49,10 @@ fn hold(at: SocketAddr, stream: TcpStream) -> io::Result<()> {
 
 fn parse(line: &str) -> Answer {
     let (who, saw) = line.trim().split_once(' ').unwrap();
-    Answer { who: who.parse().unwrap(), saw: saw.parse().unwrap() }
+    Answer {
+        who: who.parse().unwrap(),
+        saw: saw.parse().unwrap(),
+    }
 }
 
 /// A TCP connection that stays open.
@@ -81,15 +84,22 @@ impl Connection {
 fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    let _ = socket.connect(&to.into());
-    if let Some(error) = socket.take_error()? {
-        return Err(error);
+    let begin = Instant::now();
+    // A second connect() tells how the first went; while it lasts, EALREADY.
+    while let Err(error) = socket.connect(&to.into()) {
+        if let Some(soft) = socket.take_error()? {
+            return Err(soft);
+        }
+        match error.raw_os_error() {
+            Some(EISCONN) => break,
+            Some(EINPROGRESS | EALREADY) if begin.elapsed() < limit => {
+                thread::sleep(Duration::from_micros(200));
+            }
+            Some(EINPROGRESS | EALREADY) => return Err(io::ErrorKind::TimedOut.into()),
+            _ => return Err(error),
+        }
     }
     socket.set_nonblocking(false)?;
-    match socket.connect_timeout(&to.into(), limit) {
-        Err(error) if error.raw_os_error() == Some(nix::libc::EISCONN) => (),
-        other => other?,
-    }
     Ok(socket.into())
 }
 

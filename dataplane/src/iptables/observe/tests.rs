@@ -51,7 +51,8 @@ fn jumps_are_right_wrong_or_missing() {
     assert!(saved.is_hooked(Table::Nat, "PREROUTING"));
     assert!(!saved.is_hooked(Table::Nat, "OUTPUT"), "behind kube-proxy's");
     assert!(!saved.is_hooked(Table::Nat, "POSTROUTING"), "missing");
-    let twice = "-A PREROUTING -m comment --comment \"pointsman: Service addresses\" -j PM-SERVICES\n".repeat(2);
+    let twice =
+        "-A PREROUTING -m comment --comment \"pointsman: Service addresses\" -j PM-SERVICES\n".repeat(2);
     assert!(!read(&twice).is_hooked(Table::Nat, "PREROUTING"));
     // Anybody's chain without a jump of ours is as it should be; with one it is not.
     assert!(saved.is_hooked(Table::Nat, "KUBE-SERVICES"));
@@ -88,10 +89,22 @@ fn normal_form() {
         ("-j MARK --or-mark 0x4000", "-j MARK --set-xmark 0x4000/0x4000"),
         ("-j MARK --xor-mark 0x4000", "-j MARK --set-xmark 0x4000/0x0"),
         ("-p tcp  -j X ", "-p tcp -j X"),
-        ("-m statistic --mode random --probability 0.3333333333 -j X", "-m statistic --mode random --probability 0.33333333349 -j X"),
-        ("-m statistic --mode random --probability 0.5", "-m statistic --mode random --probability 0.50000000000"),
-        ("-m statistic --mode random --probability nonsense -j X", "-m statistic --mode random --probability nonsense -j X"),
-        ("-m comment --comment \"a b\" -j X", "-m comment --comment \"a b\" -j X"),
+        (
+            "-m statistic --mode random --probability 0.3333333333 -j X",
+            "-m statistic --mode random --probability 0.33333333349 -j X",
+        ),
+        (
+            "-m statistic --mode random --probability 0.5",
+            "-m statistic --mode random --probability 0.50000000000",
+        ),
+        (
+            "-m statistic --mode random --probability nonsense -j X",
+            "-m statistic --mode random --probability nonsense -j X",
+        ),
+        (
+            "-m comment --comment \"a b\" -j X",
+            "-m comment --comment \"a b\" -j X",
+        ),
     ] {
         assert_eq!(normalise(found), normal);
         assert_eq!(normalise(normal), normal);

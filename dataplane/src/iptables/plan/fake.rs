@@ -16,7 +16,12 @@ pub(super) struct Kernel(pub(super) [BTreeMap<String, Vec<String>>; 2]);
 
 impl Kernel {
     pub(super) fn new() -> Self {
-        let chains = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), Vec::new())).collect();
+        let chains = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| ((*name).to_owned(), Vec::new()))
+                .collect()
+        };
         Self([
             chains(&["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]),
             chains(&["INPUT", "FORWARD", "OUTPUT"]),
@@ -64,7 +69,10 @@ impl Kernel {
         for table in &self.0 {
             for rule in table.values().flatten() {
                 let target = target(rule).unwrap();
-                assert!(!target.starts_with("PM-") || table.contains_key(target), "{rule}: no such chain");
+                assert!(
+                    !target.starts_with("PM-") || table.contains_key(target),
+                    "{rule}: no such chain"
+                );
             }
         }
     }
@@ -74,9 +82,13 @@ impl Kernel {
         Table::ALL.map(|table| {
             let mut saved = Saved::default();
             let chains = &self.0[table as usize];
-            chains.keys().for_each(|chain| saved.read(&format!(":{chain} - [0:0]")));
+            chains
+                .keys()
+                .for_each(|chain| saved.read(&format!(":{chain} - [0:0]")));
             for (chain, rules) in chains {
-                rules.iter().for_each(|rule| saved.read(&format!("-A {chain} {rule}")));
+                rules
+                    .iter()
+                    .for_each(|rule| saved.read(&format!("-A {chain} {rule}")));
             }
             saved
         })
@@ -94,7 +106,11 @@ impl Kernel {
             return Verdict::Reject;
         }
         let targets: Vec<Target> = reached.into_iter().flatten().collect();
-        if targets.is_empty() { Verdict::Pass } else { Verdict::Balance(targets) }
+        if targets.is_empty() {
+            Verdict::Pass
+        } else {
+            Verdict::Balance(targets)
+        }
     }
 
     /// Walks one chain. Gives the mark that the packet has when it comes back, or nothing when it does not. What a
@@ -121,7 +137,10 @@ impl Kernel {
                 }
                 "DNAT" => {
                     let address = rule.rsplit(' ').next().unwrap().parse().unwrap();
-                    reached.insert(Some(Target { address, masqueraded: marked }));
+                    reached.insert(Some(Target {
+                        address,
+                        masqueraded: marked,
+                    }));
                     if !by_chance {
                         return None;
                     }
@@ -173,4 +192,3 @@ fn within(address: IpAddr, range: &str) -> bool {
     let (wanted, mask) = range.split_once('/').unwrap();
     bits(address) & bits(mask.parse().unwrap()) == bits(wanted.parse().unwrap())
 }
-

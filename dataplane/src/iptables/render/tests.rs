@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::iptables::observe::normalise;
-use crate::model::{FrontendKind, ServiceName, ServicePortName};
+use crate::model::{Destination, FrontendKind, ServiceName, ServicePortName};
 
 fn owner(namespace: &str, name: &str, port: &str) -> Arc<ServicePortName> {
     Arc::new(ServicePortName {
@@ -17,12 +17,20 @@ fn owner(namespace: &str, name: &str, port: &str) -> Arc<ServicePortName> {
 }
 
 fn key_of(owner: &Arc<ServicePortName>) -> PoolKey {
-    PoolKey { owner: Arc::clone(owner), family: Family::V4 }
+    PoolKey {
+        owner: Arc::clone(owner),
+        family: Family::V4,
+    }
 }
 
 fn pool_of(endpoints: &[(&str, bool)]) -> Pool {
-    let endpoint = |&(address, local): &(&str, bool)| PoolEndpoint { address: address.parse().unwrap(), local };
-    Pool { endpoints: endpoints.iter().map(endpoint).collect() }
+    let endpoint = |&(address, local): &(&str, bool)| PoolEndpoint {
+        address: address.parse().unwrap(),
+        local,
+    };
+    Pool {
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    }
 }
 
 fn frontend_rules(destination: Destination, frontend: &Frontend) -> Vec<String> {
@@ -30,7 +38,12 @@ fn frontend_rules(destination: Destination, frontend: &Frontend) -> Vec<String> 
         Destination::Address(address) => Family::of(address),
         Destination::NodePort => Family::V4,
     };
-    let key = FrontendKey { family, destination, protocol: Protocol::Tcp, port: 80 };
+    let key = FrontendKey {
+        family,
+        destination,
+        protocol: Protocol::Tcp,
+        port: 80,
+    };
     let mut rules = Rules::default();
     super::frontend(&key, frontend, &mut rules);
     rules.lines().map(str::to_owned).collect()
@@ -40,7 +53,11 @@ fn frontend_rules(destination: Destination, frontend: &Frontend) -> Vec<String> 
 fn a_pool_gives_equal_shares_and_local_endpoints_a_chain() {
     let mut rules = Rules::default();
     let key = key_of(&owner("default", "web", "http"));
-    let endpoints = [("10.0.0.1:80", false), ("10.0.0.2:80", true), ("10.0.0.3:80", false)];
+    let endpoints = [
+        ("10.0.0.1:80", false),
+        ("10.0.0.2:80", true),
+        ("10.0.0.3:80", false),
+    ];
     pool(&key, &pool_of(&endpoints), &mut rules);
     let local = Chain::endpoint(&key, "10.0.0.2:80".parse().unwrap());
     assert_eq!(
@@ -67,9 +84,9 @@ fn every_endpoint_of_any_pool_has_the_same_share() {
         assert_eq!(rules.count(), count);
         let mut left = 1.0;
         for rule in rules.lines() {
-            let probability = rule
-                .split_once("--probability ")
-                .map_or(1.0, |(_, rest)| rest.split(' ').next().unwrap().parse::<f64>().unwrap());
+            let probability = rule.split_once("--probability ").map_or(1.0, |(_, rest)| {
+                rest.split(' ').next().unwrap().parse::<f64>().unwrap()
+            });
             let share = left * probability;
             left -= share;
             // 31 bits a rule: the shares of a thousand differ by less than a millionth of a connection.
@@ -87,21 +104,34 @@ fn frontends_mark_before_they_go() {
     let balance = |masquerade| Frontend {
         owner: Arc::clone(&service),
         kind: FrontendKind::ClusterIP,
-        action: Action::Balance { pool: key_of(&service), masquerade },
+        action: Action::Balance {
+            pool: key_of(&service),
+            masquerade,
+        },
     };
     let go = format!(
         "-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -m comment --comment \"default/web:http cluster IP\" -g {svc}"
     );
-    assert_eq!(frontend_rules(vip, &balance(Masquerade::Never)), std::slice::from_ref(&go));
+    assert_eq!(
+        frontend_rules(vip, &balance(Masquerade::Never)),
+        std::slice::from_ref(&go)
+    );
     assert_eq!(
         frontend_rules(vip, &balance(Masquerade::NonLocal)),
         ["-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j PM-NON-LOCAL", &go]
     );
     assert_eq!(
         frontend_rules(vip, &balance(Masquerade::Always)),
-        ["-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x4000/0x4000", &go]
+        [
+            "-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j MARK --set-xmark 0x4000/0x4000",
+            &go
+        ]
     );
-    let reject = Frontend { owner: service, kind: FrontendKind::LoadBalancerIP, action: Action::Reject };
+    let reject = Frontend {
+        owner: service,
+        kind: FrontendKind::LoadBalancerIP,
+        action: Action::Reject,
+    };
     assert_eq!(
         frontend_rules(Destination::Address("fd00::1".parse().unwrap()), &reject),
         ["-d fd00::1/128 -p tcp -m tcp --dport 80 \
@@ -117,21 +147,44 @@ fn how_pods_are_told_is_one_small_chain() {
         non_local(&traffic, &mut rules);
         rules.lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let ranges = |ranges: &[&str]| LocalTraffic::From(ranges.iter().map(|range| range.parse().unwrap()).collect());
+    let ranges =
+        |ranges: &[&str]| LocalTraffic::From(ranges.iter().map(|range| range.parse().unwrap()).collect());
     assert_eq!(rules(LocalTraffic::Unknown), [""; 0]);
     assert_eq!(
         rules(ranges(&["10.244.1.7/24", "10.1.0.0/16"])),
-        ["-s 10.244.1.0/24 -j RETURN", "-s 10.1.0.0/16 -j RETURN", "-j MARK --set-xmark 0x4000/0x4000"]
+        [
+            "-s 10.244.1.0/24 -j RETURN",
+            "-s 10.1.0.0/16 -j RETURN",
+            "-j MARK --set-xmark 0x4000/0x4000"
+        ]
     );
-    assert_eq!(rules(ranges(&["10.244.1.0/24", "0.0.0.0/0"])), [""; 0], "everybody is local");
-    assert_eq!(rules(LocalTraffic::Interface("cni0".into())), ["! -i cni0 -j MARK --set-xmark 0x4000/0x4000"]);
-    assert_eq!(rules(LocalTraffic::InterfacePrefix("veth".into())), ["! -i veth+ -j MARK --set-xmark 0x4000/0x4000"]);
+    assert_eq!(
+        rules(ranges(&["10.244.1.0/24", "0.0.0.0/0"])),
+        [""; 0],
+        "everybody is local"
+    );
+    assert_eq!(
+        rules(LocalTraffic::Interface("cni0".into())),
+        ["! -i cni0 -j MARK --set-xmark 0x4000/0x4000"]
+    );
+    assert_eq!(
+        rules(LocalTraffic::InterfacePrefix("veth".into())),
+        ["! -i veth+ -j MARK --set-xmark 0x4000/0x4000"]
+    );
 }
 
 #[test]
 fn addresses_look_as_iptables_prints_them() {
     let shown = |text: &str| Address(text.parse().unwrap()).to_string();
-    for same in ["10.0.0.1", "fd00::1", "::5", "::", "::ffff:10.0.0.1", "fd00::1:0:0:5", "2001:db8::1:1:1:1"] {
+    for same in [
+        "10.0.0.1",
+        "fd00::1",
+        "::5",
+        "::",
+        "::ffff:10.0.0.1",
+        "fd00::1:0:0:5",
+        "2001:db8::1:1:1:1",
+    ] {
         assert_eq!(shown(same), same);
     }
     assert_eq!(shown("::a00:1"), "::10.0.0.1");
@@ -172,11 +225,27 @@ proptest! {
 
 #[test]
 fn nasty_names() {
-    for name in ["a\"; -j ACCEPT", "a\nCOMMIT", "-A INPUT -j DROP", "\\\"", "$(reboot)", "\u{1f4a9}", "\0", "'"] {
-        let frontend = Frontend { owner: owner(name, name, name), kind: FrontendKind::ClusterIP, action: Action::Reject };
+    for name in [
+        "a\"; -j ACCEPT",
+        "a\nCOMMIT",
+        "-A INPUT -j DROP",
+        "\\\"",
+        "$(reboot)",
+        "\u{1f4a9}",
+        "\0",
+        "'",
+    ] {
+        let frontend = Frontend {
+            owner: owner(name, name, name),
+            kind: FrontendKind::ClusterIP,
+            action: Action::Reject,
+        };
         let rules = frontend_rules(Destination::NodePort, &frontend);
         assert_eq!(rules.len(), 1, "{rules:?}");
         assert_eq!(rules[0].matches('"').count(), 2, "{rules:?}");
-        assert!(rules[0].is_ascii() && !rules[0].contains(['\\', '$', '\'', '\0', ';']), "{rules:?}");
+        assert!(
+            rules[0].is_ascii() && !rules[0].contains(['\\', '$', '\'', '\0', ';']),
+            "{rules:?}"
+        );
     }
 }

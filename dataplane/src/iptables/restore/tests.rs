@@ -7,8 +7,10 @@ fn plan() -> Plan {
     let mut plan = Plan::default();
     let rules = |rule: &str| Rules::of(&[rule]);
     plan.nat.write(Chain::Addresses(0x35), true, &rules("-j ACCEPT"));
-    plan.filter.write(Chain::Addresses(0x35), true, &rules("-p tcp -j REJECT"));
-    plan.filter.write(Chain::Addresses(0x36), false, &rules("-p udp -j REJECT"));
+    plan.filter
+        .write(Chain::Addresses(0x35), true, &rules("-p tcp -j REJECT"));
+    plan.filter
+        .write(Chain::Addresses(0x36), false, &rules("-p udp -j REJECT"));
     plan.filter.remove("PM-VIP-37");
     plan
 }
@@ -28,14 +30,28 @@ fn refusals_come_before_and_go_after_translation() {
     assert_eq!(text(FilterOrder::FirstAndLast), format!("{GROW}{NAT}{SETTLE}"));
     assert_eq!(plan.careful_order(), FilterOrder::FirstAndLast);
     let report = plan.input(FilterOrder::First).unwrap().unwrap().0;
-    assert_eq!(report, Report { objects: 7, bytes: SETTLE.len() + NAT.len() });
+    assert_eq!(
+        report,
+        Report {
+            objects: 7,
+            bytes: SETTLE.len() + NAT.len()
+        }
+    );
 }
 
 #[test]
 fn a_table_alone_is_one_transaction() {
     let mut plan = plan();
     plan.nat = Changes::default();
-    assert_eq!(plan.input(FilterOrder::FirstAndLast).unwrap().unwrap().1.pieces().concat(), SETTLE);
+    assert_eq!(
+        plan.input(FilterOrder::FirstAndLast)
+            .unwrap()
+            .unwrap()
+            .1
+            .pieces()
+            .concat(),
+        SETTLE
+    );
     plan.filter = Changes::default();
     assert!(plan.input(FilterOrder::FirstAndLast).unwrap().is_none());
 }
@@ -47,7 +63,12 @@ fn jumps_move_in_one_transaction() {
     plan.nat.remove("PM-OLD");
     plan.nat.hook("OUTPUT", "-j PM-SERVICES");
     assert_eq!(
-        plan.input(FilterOrder::Last).unwrap().unwrap().1.pieces().concat(),
+        plan.input(FilterOrder::Last)
+            .unwrap()
+            .unwrap()
+            .1
+            .pieces()
+            .concat(),
         "*nat\n:PM-OLD - [0:0]\n-D OUTPUT -j PM-OLD\n-I OUTPUT -j PM-SERVICES\n-X PM-OLD\nCOMMIT\n"
     );
 }
@@ -64,9 +85,25 @@ fn what_no_rule_has_is_not_sent() {
 #[test]
 fn interface_names() {
     for good in ["cni0", "veth.1", "a-b_c@d", "eth0123456789ab"] {
-        assert!(check_interface(&LocalTraffic::Interface(good.into())).is_ok(), "{good}");
+        assert!(
+            check_interface(&LocalTraffic::Interface(good.into())).is_ok(),
+            "{good}"
+        );
     }
-    for bad in ["", "-j", "a b", "a\nCOMMIT", "a\"", "!", "a+", "eth0123456789abc", "a/b"] {
-        assert!(check_interface(&LocalTraffic::InterfacePrefix(bad.into())).is_err(), "{bad:?}");
+    for bad in [
+        "",
+        "-j",
+        "a b",
+        "a\nCOMMIT",
+        "a\"",
+        "!",
+        "a+",
+        "eth0123456789abc",
+        "a/b",
+    ] {
+        assert!(
+            check_interface(&LocalTraffic::InterfacePrefix(bad.into())).is_err(),
+            "{bad:?}"
+        );
     }
 }

@@ -6,18 +6,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::time::Instant;
 
 use super::*;
-
-#[test]
-fn versions() {
-    let parsed = |text| parse_version(text);
-    assert_eq!(parsed("iptables-restore v1.8.9 (nf_tables)\n"), Some((Variant::Nft, Version(1, 8, 9))));
-    assert_eq!(parsed("iptables v1.8.9 (legacy)"), Some((Variant::Legacy, Version(1, 8, 9))));
-    assert_eq!(parsed("iptables v1.6.2"), Some((Variant::Legacy, Version(1, 6, 2))));
-    assert_eq!(parsed("ip6tables v1.8 (legacy)"), Some((Variant::Legacy, Version(1, 8, 0))));
-    assert_eq!(parsed("BusyBox vX"), None);
-    assert_eq!(parsed(""), None);
-    assert!(Version(1, 10, 0) > Version(1, 8, 9));
-}
+use crate::iptables::names::Table;
+use crate::iptables::programs::Programs;
 
 /// Programs that are a shell script, for tests of how programs behave badly.
 fn script(text: &str) -> (tempfile::TempDir, Programs) {
@@ -38,9 +28,21 @@ fn script(text: &str) -> (tempfile::TempDir, Programs) {
 #[test]
 fn a_program_that_is_not_there() {
     let (_folder, programs) = script("");
-    let programs = Programs { restore: "/nowhere/iptables-restore".into(), ..programs };
+    let programs = Programs {
+        restore: "/nowhere/iptables-restore".into(),
+        ..programs
+    };
     let error = programs.restore(&[]).unwrap_err();
-    assert!(matches!(error, Error::MissingProgram { package: "iptables", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::MissingProgram {
+                package: "iptables",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -67,9 +69,14 @@ fn a_failure_says_what_the_program_said() {
 #[test]
 fn much_output_of_both_kinds_does_not_block() {
     let (_folder, programs) = script("head -c 300000 /dev/zero >&2; yes | head -c 300000");
-    let programs = Programs { time_limit: Duration::from_secs(20), ..programs };
+    let programs = Programs {
+        time_limit: Duration::from_secs(20),
+        ..programs
+    };
     let mut lines = 0;
-    programs.save(Table::Nat, |line| lines += usize::from(line == "y")).unwrap();
+    programs
+        .save(Table::Nat, |line| lines += usize::from(line == "y"))
+        .unwrap();
     assert_eq!(lines, 150_000);
 }
 

@@ -1,0 +1,111 @@
+//! The parts of rules: addresses, shares, comments, each as iptables-save prints it.
+
+use std::{
+    fmt::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+};
+
+use crate::model::{Destination, Family, Frontend, FrontendKey};
+
+/// The match of a frontend's key.
+pub(super) struct Addressed<'a>(pub(super) &'a FrontendKey);
+
+impl fmt::Display for Addressed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FrontendKey { protocol, port, .. } = self.0;
+        if let Destination::Address(address) = self.0.destination {
+            write!(f, "-d {} ", Host(address))?;
+        }
+        write!(f, "-p {protocol} -m {protocol} --dport {port}")
+    }
+}
+
+/// `namespace/name:port kind`. Names come from outside: what is not plain becomes `_`, so that no name can end the
+/// quotes or the line. At most 200 bytes: `xt_comment` has room for 255.
+pub(super) struct Comment<'a>(pub(super) &'a Frontend);
+
+impl fmt::Display for Comment<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{} {}", self.0.owner, self.0.kind);
+        for letter in text.chars().take(200) {
+            let plain = letter.is_ascii_alphanumeric() || "-._/: ".contains(letter);
+            f.write_char(if plain { letter } else { '_' })?;
+        }
+        Ok(())
+    }
+}
+
+/// One connection in so many. `xt_statistic` keeps a probability as 31 bits and iptables prints it with 11 digits:
+/// what is written here is what comes back.
+pub(super) struct Share(pub(super) usize);
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < 2 {
+            return Ok(());
+        }
+        let whole = f64::from(1_u32 << 31);
+        let fixed = (whole / self.0 as f64).round();
+        write!(
+            f,
+            " -m statistic --mode random --probability {:.11}",
+            fixed / whole
+        )
+    }
+}
+
+/// An address of which only some of the last eight bits count.
+pub(super) struct LastBits(pub(super) Family, pub(super) u8, pub(super) u8);
+
+impl fmt::Display for LastBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(family, bits, mask) = self;
+        match family {
+            Family::V4 => write!(f, "0.0.0.{bits}/0.0.0.{mask}"),
+            Family::V6 if *bits == 0 => write!(f, "::/::{mask:x}"),
+            Family::V6 => write!(f, "::{bits:x}/::{mask:x}"),
+        }
+    }
+}
+
+/// An address as a range of one.
+pub(super) struct Host(pub(super) IpAddr);
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{}",
+            Address(self.0),
+            if self.0.is_ipv4() { 32 } else { 128 }
+        )
+    }
+}
+
+pub(super) struct Socket(pub(super) SocketAddr);
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            SocketAddr::V4(socket) => write!(f, "{socket}"),
+            SocketAddr::V6(socket) => write!(f, "[{}]:{}", Address(IpAddr::V6(*socket.ip())), socket.port()),
+        }
+    }
+}
+
+/// An address as glibc's `inet_ntop` prints it, and so iptables: unlike Rust it has the IPv4 form for all of ::/96.
+pub(super) struct Address(pub(super) IpAddr);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let IpAddr::V6(v6) = self.0
+            && let [0, 0, 0, 0, 0, 0, high, low] = v6.segments()
+            && high != 0
+        {
+            let [a, b] = high.to_be_bytes();
+            let [c, d] = low.to_be_bytes();
+            return write!(f, "::{a}.{b}.{c}.{d}");
+        }
+        write!(f, "{}", self.0)
+    }
+}
