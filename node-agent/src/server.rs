@@ -63,17 +63,24 @@ pub async fn serve_metrics(listener: TcpListener, sources: Sources) -> Result<()
 
 /// Whether load balancers may send new connections to this node: it forwards, and it is there to stay.
 async fn healthz(Shared(sources): Shared<Sources>) -> Response {
-    let eligible = sources.state.borrow().node_eligible;
-    answer(&sources, false, eligible)
+    let (healthy, eligible) = {
+        let state = sources.state.borrow();
+        (is_healthy(&state), state.node_eligible)
+    };
+    answer(&sources, false, healthy, eligible)
 }
 
-/// Whether the proxy works, be the node about to go or not.
+/// Whether the agent works, be the node about to go or not. One that waits for its first list does: the API server
+/// is away, and an agent that is restarted over and over is back later than one that waits.
 async fn livez(Shared(sources): Shared<Sources>) -> Response {
-    answer(&sources, true, true)
+    let healthy = {
+        let state = sources.state.borrow();
+        !state.listed || is_healthy(&state)
+    };
+    answer(&sources, true, healthy, true)
 }
 
-fn answer(sources: &Sources, livez: bool, eligible: bool) -> Response {
-    let healthy = is_healthy(&sources.state.borrow());
+fn answer(sources: &Sources, livez: bool, healthy: bool, eligible: bool) -> Response {
     let code = if healthy && eligible {
         StatusCode::OK
     } else {
