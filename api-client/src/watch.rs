@@ -1,18 +1,27 @@
-//! Watches.
+//! Watches that never end.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, pin::pin, time::Duration};
 
-use futures::{Stream, StreamExt as _};
-use kube::runtime::watcher::{self, Config, Event, InitialListStrategy};
-use kube::runtime::{WatchStreamExt as _, watcher as kube_watcher};
+use futures::StreamExt as _;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
+use kube::runtime::watcher::{Config, Error, Event, InitialListStrategy};
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::Sender;
+
+use crate::chain;
 
 /// How a watch gets the objects that are there already.
 pub type ListStrategy = InitialListStrategy;
 
 /// The first minor version of Kubernetes whose API servers have the gate WatchList on by default for good.
 const STREAMING_LISTS_SINCE: u32 = 34;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// kube's own pauses grow to a minute, which is long for the first look at an API server that is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// After this much quiet the pauses begin anew.
+const QUIET: Duration = Duration::from_secs(120);
 
 /// Streaming lists (KEP-3157) where the server has them, pages elsewhere: a stream needs a fraction of the memory
 /// on both sides, but a server without the gate refuses it.
@@ -21,7 +30,10 @@ pub async fn list_strategy(client: &Client) -> ListStrategy {
         // Some distributions write "34+".
         Ok(version) => version.minor.trim_end_matches('+').parse().unwrap_or(0),
         Err(error) => {
-            tracing::warn!(%error, "the API server does not tell its version: using paged lists");
+            tracing::warn!(
+                error = chain(&error),
+                "the API server does not tell its version: using paged lists"
+            );
             0
         }
     };
@@ -32,51 +44,138 @@ pub async fn list_strategy(client: &Client) -> ListStrategy {
     }
 }
 
-/// A watch that never ends: errors are logged, waited out with a growing pause, and the watch is taken up again.
+/// What a watch brings.
+#[derive(Clone, Debug)]
+pub enum Heard<K> {
+    /// Objects, or the marks around a list.
+    Event(Event<K>),
+    /// Why nothing comes at the moment, and what to do about it. The watch tries on by itself.
+    Trouble(String),
+}
+
+/// Follows all objects that `api` reaches: sends what `wrap` makes of what it hears, and takes the watch up again
+/// after errors. Ends only when nobody receives any more; waits while the receiver is busy.
 ///
-/// Consistent reads are not asked for: a cached list is as good for a proxy and spares etcd.
-pub fn watch<K>(api: Api<K>, config: Config, strategy: ListStrategy) -> impl Stream<Item = Event<K>> + Send
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+/// Lists are read from a quorum, never from a server's cache that may lag behind: what a stale list lacks looks
+/// like something that was deleted.
+pub async fn follow<K, T>(
+    api: Api<K>,
+    config: Config,
+    mut strategy: ListStrategy,
+    sender: Sender<T>,
+    wrap: impl Fn(Heard<K>) -> Option<T>,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let config = Config {
-        initial_list_strategy: strategy,
-        ..config.any_semantic()
-    };
-    kube_watcher(api, config)
-        .default_backoff()
-        .filter_map(async |event| match event {
-            Ok(event) => Some(event),
-            Err(error) => {
-                report::<K>(&error);
-                None
+    loop {
+        let config = Config {
+            initial_list_strategy: strategy.clone(),
+            ..config.clone()
+        };
+        let mut events = pin!(watcher(api.clone(), config).backoff(pauses()));
+        while let Some(event) = events.next().await {
+            let heard = match event {
+                Ok(event) => Heard::Event(event),
+                Err(error) if strategy == ListStrategy::StreamingList && refuses_streams(&error) => {
+                    tracing::info!(
+                        url = api.resource_url(),
+                        "the API server refuses streaming lists: paging instead"
+                    );
+                    strategy = ListStrategy::ListWatch;
+                    break;
+                }
+                // The server has forgotten the version that the watch stood at; it lists anew.
+                Err(Error::WatchError(status)) if status.code == 410 => continue,
+                Err(error) => {
+                    Heard::Trouble(format!("{}{}", chain(&error), advice(api.resource_url(), &error)))
+                }
+            };
+            if let Some(item) = wrap(heard)
+                && sender.send(item).await.is_err()
+            {
+                return;
             }
-        })
-}
-
-fn report<K: Resource<DynamicType = ()>>(error: &watcher::Error) {
-    let kind = K::kind(&());
-    if let watcher::Error::WatchError(status) = error
-        && status.code == 410
-    {
-        // The server has forgotten the version that the watch stood at; it lists anew.
-        tracing::debug!(%kind, "the watch is too old for the API server and begins anew");
-        return;
-    }
-    tracing::warn!(%kind, error = %chain(error), "watching failed: trying again");
-}
-
-/// An error with all its causes, which kube's own text leaves out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
         }
-        cause = error.source();
     }
-    text
+}
+
+fn answered(error: &Error) -> Option<u16> {
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status))
+        | Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// `sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled`, with 422.
+fn refuses_streams(error: &Error) -> bool {
+    matches!(error, Error::WatchStartFailed(_)) && matches!(answered(error), Some(400 | 422))
+}
+
+fn advice(url: &str, error: &Error) -> String {
+    let plural = url.rsplit('/').next().unwrap_or(url);
+    match answered(error) {
+        Some(404) if url.contains("pointsman.dev") => {
+            ": install the CustomResourceDefinitions (chart pointsman-crds, or kubectl apply -f crds/yaml)"
+                .to_owned()
+        }
+        Some(401) => ": the API server does not know who this is: check the token or kubeconfig".to_owned(),
+        Some(403) => format!(": allow the service account to list and watch {plural}"),
+        _ => String::new(),
+    }
+}
+
+fn pauses() -> impl Backoff {
+    ResetTimerBackoff::new(Doubling::default(), QUIET)
+}
+
+#[derive(Debug, Default)]
+struct Doubling(u32);
+
+impl Iterator for Doubling {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.0));
+        self.0 = self.0.saturating_add(1);
+        Some(pause.min(LONGEST_PAUSE))
+    }
+}
+
+impl Backoff for Doubling {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_ten_seconds() {
+        let pauses: Vec<u128> = Doubling::default()
+            .take(7)
+            .map(|pause| pause.as_millis())
+            .collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let refused = |code: u16| {
+            let status = kube::core::Status {
+                code,
+                ..Default::default()
+            };
+            Error::WatchStartFailed(kube::Error::Api(status.boxed()))
+        };
+        let url = "/apis/pointsman.dev/v1alpha1/nodeproxies";
+        assert!(advice(url, &refused(404)).contains("pointsman-crds"));
+        assert!(advice(url, &refused(403)).ends_with("list and watch nodeproxies"));
+        assert_eq!(advice("/api/v1/services", &refused(500)), "");
+        assert!(refuses_streams(&refused(422)) && !refuses_streams(&refused(500)));
+    }
 }

@@ -48,7 +48,12 @@ pub struct Args {
 
     /// Where the machine's kernel parameters are. A container that is not privileged sees /proc/sys read-only and has
     /// net/ of the host's mounted elsewhere.
-    #[arg(long, value_name = "DIR", default_value = "/proc/sys", env = "POINTSMAN_PROC_SYS")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/proc/sys",
+        env = "POINTSMAN_PROC_SYS"
+    )]
     pub proc_sys: PathBuf,
 
     /// How much is logged until a policy says so, on kube-proxy's scale: 0 warnings, 2 what changes, 4 every step.

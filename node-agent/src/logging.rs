@@ -60,7 +60,9 @@ fn filter(verbosity: i32) -> Targets {
 #[must_use]
 pub fn begin(verbosity: i32, format: LogFormat) -> LogLevel {
     let (layer, handle) = reload::Layer::<Targets, Registry>::new(filter(verbosity));
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => tracing_subscriber::registry().with(layer).with(lines).init(),
         LogFormat::Json => tracing_subscriber::registry()

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource as _};
+use pointsman_api_client::chain;
 use pointsman_crds::conditions::{
     self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, Observation, SYSCTLS_APPLIED,
 };
@@ -86,7 +87,10 @@ async fn write(api: &Api<NodeProxy>, node: &str, status: &NodeProxyStatus) -> bo
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
             tracing::debug!("the NodeProxy is gone");
         }
-        Ok(Err(error)) => tracing::warn!(%error, "writing the NodeProxy's status failed: trying again"),
+        Ok(Err(error)) => tracing::warn!(
+            error = chain(&error),
+            "writing the NodeProxy's status failed: trying again"
+        ),
         Err(_) => tracing::warn!(
             "writing the NodeProxy's status took longer than {} s: trying again",
             WRITE_LIMIT.as_secs()

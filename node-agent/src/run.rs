@@ -115,7 +115,7 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         }
         None => {
             let client = connect(args.kubeconfig.as_deref()).await?;
-            let watches = api::follow(client.clone(), args.node_name.clone(), events_in);
+            let watches = api::watch_all(client.clone(), args.node_name.clone(), events_in);
             tasks.spawn(async {
                 watches.await;
                 Ok(())

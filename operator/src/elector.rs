@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::chain::chain;
 use crate::lease::{DEADLINE, DURATION, Decision, RENEW_EVERY, RETRY_EVERY, decide, held, released};
+use pointsman_api_client::chain;
 
 /// The Lease's name.
 pub const NAME: &str = "pointsman-operator";

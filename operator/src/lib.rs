@@ -10,7 +10,6 @@
 
 pub mod args;
 pub mod assignment;
-pub mod chain;
 pub mod controller;
 pub mod debounce;
 pub mod elector;

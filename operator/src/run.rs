@@ -4,11 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
-use k8s_openapi::api::core::v1::Node;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
-use kube::{Api, Client};
-use pointsman_api_client::{ConnectError, list_strategy};
-use pointsman_crds::{NodeProxy, ProxyPolicy};
+use pointsman_api_client::ConnectError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -18,11 +14,10 @@ use tracing::info;
 use crate::args::Args;
 use crate::controller::Controller;
 use crate::elector::{Elector, Leading, Lost};
-use crate::fleet::{Change, Kind};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::server::{BindError, Server};
-use crate::watch::Follower;
+use crate::watch::watch_all;
 use crate::write::Writer;
 
 /// Events that may wait while the controller is busy; then the watches wait.
@@ -82,7 +77,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
 
     // Aborted when it is dropped: nothing outlives this function.
     let mut watches = JoinSet::new();
-    watches.spawn(follow_all(
+    watches.spawn(watch_all(
         client.clone(),
         changes_sender,
         Arc::clone(&health),
@@ -111,31 +106,6 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     // The controller has stopped, so the next leader may begin.
     elector.release().await;
     ended
-}
-
-async fn follow_all(
-    client: Client,
-    changes: mpsc::Sender<Change>,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-) {
-    let strategy = list_strategy(&client).await;
-    let follower = Follower {
-        changes,
-        strategy,
-        health,
-        metrics,
-    };
-    let policies: Api<DeserializeGuard<ProxyPolicy>> = Api::all(client.clone());
-    let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
-    let node_proxies: Api<DeserializeGuard<NodeProxy>> = Api::all(client);
-    tokio::join!(
-        follower
-            .clone()
-            .follow(policies, Kind::ProxyPolicy, Change::Policy),
-        follower.clone().follow(nodes, Kind::Node, Change::Node),
-        follower.follow(node_proxies, Kind::NodeProxy, Change::NodeProxy),
-    );
 }
 
 /// The host's name with a random ending: two operators on one machine are two.

@@ -16,12 +16,12 @@ use tokio::sync::{OnceCell, watch};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use crate::chain::chain;
 use crate::elector::Leading;
 use crate::fleet::Version;
 use crate::metrics::Metrics;
 use crate::node_proxy::Wanted;
 use crate::pass::{Because, Write};
+use pointsman_api_client::chain;
 
 /// The field manager of NodeProxies.
 pub const FIELD_MANAGER: &str = "pointsman-operator";

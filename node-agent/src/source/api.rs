@@ -1,68 +1,90 @@
 //! The API server as a source: four watches, each turned into events.
 
-use futures::{Stream, StreamExt as _, pin_mut};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{Config, Event as WatchEvent};
 use kube::{Api, Client};
-use pointsman_api_client::{list_strategy, watch};
+use pointsman_api_client::{Heard, follow, list_strategy};
 use pointsman_crds::NodeProxy;
 use std::sync::Arc;
-use tokio::{sync::mpsc::Sender, task::JoinSet};
+use tokio::sync::mpsc::Sender;
 
 use super::objects::{HEADLESS_LABEL, PROXY_NAME_LABEL, SlimNode, SlimService, SlimSlice};
 use super::{Assignment, Event, Kind, Parsed};
 
 /// Watches everything that the node needs, for as long as `events` is open.
-pub async fn follow(client: Client, node: String, events: Sender<Event>) {
+pub async fn watch_all(client: Client, node: String, events: Sender<Event>) {
     let strategy = list_strategy(&client).await;
     let services = Config::default().labels(&format!("!{PROXY_NAME_LABEL},!{HEADLESS_LABEL}"));
     let slices = Config::default().labels(&format!("!{HEADLESS_LABEL}"));
     let own = Config::default().fields(&format!("metadata.name={node}"));
 
-    let mut watches = JoinSet::new();
-    watches.spawn(forward(
-        watch(
-            Api::<SlimService>::all(client.clone()),
-            services,
-            strategy.clone(),
-        ),
-        Kind::Services,
-        |service: SlimService| Event::Service(service.name(), service.parse()),
-        |service: SlimService| Event::Service(service.name(), Parsed::gone()),
-        events.clone(),
-    ));
-    let name = node.clone();
-    watches.spawn(forward(
-        watch(Api::<SlimSlice>::all(client.clone()), slices, strategy.clone()),
-        Kind::Slices,
-        move |slice: SlimSlice| Event::Slice(slice.name(), slice.parse(&name)),
-        |slice: SlimSlice| Event::Slice(slice.name(), Parsed::gone()),
-        events.clone(),
-    ));
-    watches.spawn(forward(
-        watch(
-            Api::<SlimNode>::all(client.clone()),
-            own.clone(),
-            strategy.clone(),
-        ),
-        Kind::Node,
-        |node: SlimNode| Event::Node(Some(node.parse())),
-        |_| Event::Node(None),
-        events.clone(),
-    ));
-    watches.spawn(forward(
-        // Guarded: a newer operator may write a mode that this agent does not know.
-        watch(Api::<DeserializeGuard<NodeProxy>>::all(client), own, strategy),
-        Kind::Assignment,
-        |proxy: DeserializeGuard<NodeProxy>| assignment(proxy),
-        |_| Event::Assignment(None),
-        events,
-    ));
+    let all = events.clone();
+    let services = follow(
+        Api::all(client.clone()),
+        services,
+        strategy.clone(),
+        all,
+        |heard| {
+            event(
+                Kind::Services,
+                heard,
+                |service: SlimService| Event::Service(service.name(), service.parse()),
+                |service| Event::Service(service.name(), Parsed::gone()),
+            )
+        },
+    );
+    let all = events.clone();
+    let slices = follow(Api::all(client.clone()), slices, strategy.clone(), all, |heard| {
+        event(
+            Kind::Slices,
+            heard,
+            |slice: SlimSlice| Event::Slice(slice.name(), slice.parse(&node)),
+            |slice| Event::Slice(slice.name(), Parsed::gone()),
+        )
+    });
+    let all = events.clone();
+    let nodes = follow(
+        Api::all(client.clone()),
+        own.clone(),
+        strategy.clone(),
+        all,
+        |heard| {
+            event(
+                Kind::Node,
+                heard,
+                |node: SlimNode| Event::Node(Some(node.parse())),
+                |_| Event::Node(None),
+            )
+        },
+    );
+    let proxies = follow(Api::all(client), own, strategy, events, |heard| {
+        event(Kind::Assignment, heard, assignment, |_| Event::Assignment(None))
+    });
     // They end only when nobody listens any more.
-    while watches.join_next().await.is_some() {}
+    tokio::join!(services, slices, nodes, proxies);
 }
 
-/// What a NodeProxy asks for; nothing when it is being deleted.
+/// What is heard of a kind, as an event.
+fn event<K>(
+    kind: Kind,
+    heard: Heard<K>,
+    applied: impl Fn(K) -> Event,
+    deleted: impl Fn(K) -> Event,
+) -> Option<Event> {
+    Some(match heard {
+        Heard::Event(WatchEvent::Init) => Event::ListBegins(kind),
+        Heard::Event(WatchEvent::InitApply(object) | WatchEvent::Apply(object)) => applied(object),
+        Heard::Event(WatchEvent::Delete(object)) => deleted(object),
+        Heard::Event(WatchEvent::InitDone) => Event::ListEnds(kind),
+        Heard::Trouble(text) => {
+            tracing::warn!(?kind, "the watch fails, trying on: {text}");
+            return None;
+        }
+    })
+}
+
+/// What a NodeProxy asks for; nothing when it is being deleted. Guarded: a newer operator may write a mode that
+/// this agent does not know.
 fn assignment(proxy: DeserializeGuard<NodeProxy>) -> Event {
     let proxy = match proxy.0 {
         Ok(proxy) => proxy,
@@ -82,25 +104,4 @@ fn assignment(proxy: DeserializeGuard<NodeProxy>) -> Event {
         generation: proxy.metadata.generation,
         settings: proxy.spec.settings,
     })))
-}
-
-async fn forward<K>(
-    watch: impl Stream<Item = WatchEvent<K>>,
-    kind: Kind,
-    applied: impl Fn(K) -> Event,
-    deleted: impl Fn(K) -> Event,
-    events: Sender<Event>,
-) {
-    pin_mut!(watch);
-    while let Some(event) = watch.next().await {
-        let event = match event {
-            WatchEvent::Init => Event::ListBegins(kind),
-            WatchEvent::InitApply(object) | WatchEvent::Apply(object) => applied(object),
-            WatchEvent::Delete(object) => deleted(object),
-            WatchEvent::InitDone => Event::ListEnds(kind),
-        };
-        if events.send(event).await.is_err() {
-            return;
-        }
-    }
 }
