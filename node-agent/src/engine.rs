@@ -1,7 +1,8 @@
-//! The loop that makes the kernel follow the sources. It owns the index, the table and the backends, runs on a
+//! The loop that makes the kernel follow the sources. It owns the table and the backends, runs on a
 //! thread of its own, and is the only one that writes to the kernel.
 
 mod family;
+mod forwarding;
 mod parameters;
 
 use std::{
@@ -11,17 +12,16 @@ use std::{
 
 use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error};
-use pointsman_dataplane::model::{Context, Diff, Family, ForwardingTable, NodeFacts, Problem, ServiceName};
-use std::collections::{BTreeMap, HashSet};
+use pointsman_dataplane::model::Family;
 use tokio::sync::{mpsc::Receiver, watch};
 
-use crate::index::Index;
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::settings;
-use crate::source::{Assignment, Event, Kind, NodeState};
+use crate::source::{Assignment, Event, Kind};
 use crate::state::State;
 use family::FamilyProxy;
+use forwarding::Forwarding;
 pub use parameters::Parameters;
 
 /// Makes the backend of a mode and family.
@@ -41,12 +41,7 @@ const TEARDOWN_RETRY: Duration = Duration::from_secs(5);
 
 /// What the engine is made of.
 pub struct Engine {
-    index: Index,
-    table: ForwardingTable,
-    diff: Diff,
-    node: Option<NodeState>,
-    addresses: Option<Vec<std::net::IpAddr>>,
-    listed: HashSet<Kind>,
+    forwarding: Forwarding,
     wanted: Wanted,
     /// Whether the current listing of assignments has named one.
     assignment_named: bool,
@@ -54,14 +49,11 @@ pub struct Engine {
     active: Option<Arc<Assignment>>,
     families: Vec<FamilyProxy>,
     parameters: Parameters,
-    problems: BTreeMap<ServiceName, Vec<Problem>>,
     make_backend: MakeBackend,
     log_level: LogLevel,
     metrics: Arc<Metrics>,
     state: watch::Sender<State>,
     timers: Timers,
-    /// Everything has to be compiled anew: settings or node facts changed.
-    recompile: bool,
     drift: Option<String>,
     /// Who changed rules since the last check, where the kernel told.
     touched_by: Option<String>,
@@ -98,24 +90,17 @@ impl Engine {
         state: watch::Sender<State>,
     ) -> Self {
         Self {
-            index: Index::default(),
-            table: ForwardingTable::default(),
-            diff: Diff::default(),
-            node: None,
-            addresses: None,
-            listed: HashSet::new(),
+            forwarding: Forwarding::default(),
             wanted: Wanted::Unchanged,
             assignment_named: false,
             active: None,
             families: Vec::new(),
             parameters,
-            problems: BTreeMap::new(),
             make_backend,
             log_level,
             metrics,
             state,
             timers: Timers::default(),
-            recompile: false,
             drift: None,
             touched_by: None,
             rejected: None,
@@ -152,77 +137,39 @@ impl Engine {
     }
 
     fn take_in(&mut self, event: Event) {
-        match event {
-            Event::Service(service, parsed) => {
-                tracing::debug!(%service, used = parsed.object.is_some(), "a Service changed");
-                self.index.set_service(service, parsed);
-            }
-            Event::Slice(slice, parsed) => {
-                tracing::debug!(%slice, used = parsed.object.is_some(), "an EndpointSlice changed");
-                self.index.set_slice(slice, parsed);
-            }
-            Event::Node(node) => {
-                tracing::debug!(there = node.is_some(), "the Node changed");
-                // Without its Node the agent goes on with what it knew: a kubelet may register it anew.
-                if let Some(node) = node {
-                    self.recompile |= self.node.as_ref() != Some(&node);
-                    self.node = Some(node);
-                }
-            }
-            Event::Addresses(addresses) => {
-                self.recompile |= self.addresses.as_ref() != Some(&addresses);
-                self.addresses = Some(addresses);
-            }
+        match &event {
             Event::Assignment(assignment) => {
                 self.rejected = None;
                 self.assignment_named = true;
-                self.wanted = Wanted::New(assignment);
+                self.wanted = Wanted::New(assignment.clone());
             }
             Event::AssignmentUnusable(why) => {
                 tracing::error!("{why}: what was in force stays");
-                self.rejected = Some(why);
+                self.rejected = Some(why.clone());
                 self.assignment_named = true;
                 self.wanted = Wanted::Unchanged;
             }
-            Event::ListBegins(kind) => {
-                self.index.list_begins(kind);
-                self.assignment_named &= kind != Kind::Assignment;
-            }
-            Event::ListEnds(kind) => {
-                self.index.list_ends(kind);
-                self.listed.insert(kind);
-                if kind == Kind::Assignment && !self.assignment_named {
-                    self.wanted = Wanted::New(None);
-                }
-            }
+            Event::ListBegins(Kind::Assignment) => self.assignment_named = false,
+            Event::ListEnds(Kind::Assignment) if !self.assignment_named => self.wanted = Wanted::New(None),
             Event::RulesTouched(by) => {
-                self.touched_by = by.or(self.touched_by.take());
-                let soon = self
-                    .timers
-                    .rest_until
-                    .unwrap_or_else(Instant::now)
-                    .max(Instant::now())
-                    + TOUCH_SETTLE;
+                self.touched_by = by.clone().or(self.touched_by.take());
+                let now = Instant::now();
+                let soon = self.timers.rest_until.map_or(now, |rest| rest.max(now)) + TOUCH_SETTLE;
                 self.timers.next_check = self.timers.next_check.map(|check| check.min(soon));
             }
+            _ => {}
         }
-        if self.index.has_changes() || self.recompile {
+        self.forwarding.take_in(event);
+        if self.forwarding.has_changes() {
             self.metrics.queued();
             self.timers.pending_since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Whether everything that a first table needs has been listed: no part of it is ever shown to packets.
-    fn is_listed(&self) -> bool {
-        self.addresses.is_some()
-            && [Kind::Services, Kind::Slices, Kind::Node, Kind::Assignment]
-                .iter()
-                .all(|kind| self.listed.contains(kind))
-    }
-
     fn next_deadline(&self) -> Option<Instant> {
         let retries = self.families.iter().filter_map(FamilyProxy::retry_at);
-        let gathered = self.timers.pending_since.and_then(|_| self.gathering_until());
+        let unwritten = self.forwarding.has_changes() || self.forwarding.has_diff();
+        let gathered = if unwritten { self.gathering_until() } else { None };
         retries
             .chain(self.timers.next_check)
             .chain(self.timers.teardown_at)
@@ -237,7 +184,7 @@ impl Engine {
     }
 
     fn step(&mut self, now: Instant) {
-        if !self.is_listed() {
+        if !self.forwarding.is_listed() {
             return;
         }
         match std::mem::replace(&mut self.wanted, Wanted::Unchanged) {
@@ -253,8 +200,9 @@ impl Engine {
             return;
         }
         let waits = self.gathering_until().is_some_and(|until| until > now);
-        if self.timers.pending_since.is_some() && !waits {
-            self.update_table();
+        if self.forwarding.has_changes() && !waits {
+            self.forwarding.update();
+            self.metrics.objects_changed(self.forwarding.changes());
         }
         self.write(now);
         if self.timers.next_check.is_some_and(|at| at <= now) {
@@ -293,12 +241,7 @@ impl Engine {
                 revision = assignment.revision,
                 "following these settings"
             );
-            let context = Context {
-                settings: forwarding,
-                ..self.table.context().clone()
-            };
-            self.table.set_context(context, &mut self.diff);
-            self.recompile = true;
+            self.forwarding.set_settings(forwarding);
             self.timers.pending_since.get_or_insert_with(Instant::now);
             // New settings do not wait for the gathering of changes.
             self.timers.last_sync = None;
@@ -334,58 +277,20 @@ impl Engine {
             self.timers.teardown_at = Some(now + TEARDOWN_RETRY);
         }
         self.parameters.restore();
-        self.table = ForwardingTable::default();
-        self.diff = Diff::default();
-        self.problems.clear();
-        self.recompile = true;
-    }
-
-    /// Compiles what changed into the table.
-    fn update_table(&mut self) {
-        if self.recompile {
-            let node = self.node.clone().unwrap_or_default();
-            let facts = NodeFacts {
-                internal_ips: node.internal_ips,
-                pod_cidrs: node.pod_cidrs,
-                interface_addresses: self.addresses.clone().unwrap_or_default(),
-            };
-            let context = Context {
-                node: facts,
-                ..self.table.context().clone()
-            };
-            self.table.set_context(context.clone(), &mut self.diff);
-            for compiled in self.index.compile_all(&context) {
-                note_problems(&mut self.problems, &compiled.service, &compiled.problems);
-                self.table.set(compiled, &mut self.diff);
-            }
-            self.recompile = false;
-        } else {
-            let context = self.table.context().clone();
-            for compiled in self.index.compile_changes(&context) {
-                note_problems(&mut self.problems, &compiled.service, &compiled.problems);
-                self.table.set(compiled, &mut self.diff);
-            }
-        }
-        self.metrics.objects_changed(self.index.changes);
+        self.forwarding.clear();
     }
 
     /// Writes the table's changes to the kernel, each family by itself.
     fn write(&mut self, now: Instant) {
-        let due = self.families.iter().any(|family| family.is_due(now));
-        if self.diff.is_empty() && !due {
-            if self.timers.pending_since.is_some() && !self.index.has_changes() && !self.recompile {
-                self.timers.pending_since = None;
+        if self.forwarding.has_diff() || self.families.iter().any(|family| family.is_due(now)) {
+            let diff = self.forwarding.take_diff();
+            for family in &mut self.families {
+                family.write(self.forwarding.table(), &diff, now, &self.metrics);
             }
-            return;
+            self.timers.last_sync = Some(Instant::now());
         }
-        let diff = std::mem::take(&mut self.diff);
-        for family in &mut self.families {
-            family.write(&self.table, &diff, now, &self.metrics);
-        }
-        let finished = Instant::now();
-        self.timers.last_sync = Some(finished);
-        if self.families.iter().all(FamilyProxy::is_settled) {
-            self.timers.pending_since = None;
+        let settled = self.families.iter().all(FamilyProxy::is_settled);
+        if settled && !self.forwarding.has_changes() && self.timers.pending_since.take().is_some() {
             self.metrics.synced();
         }
     }
@@ -395,7 +300,7 @@ impl Engine {
         let began = Instant::now();
         let mut found = Vec::new();
         for family in &mut self.families {
-            found.extend(family.check(&self.table, &self.metrics));
+            found.extend(family.check(self.forwarding.table(), &self.metrics));
         }
         let by = self
             .touched_by
@@ -423,8 +328,6 @@ impl Engine {
         let pending_limit = self.active.as_ref().map_or(Duration::from_secs(60), |active| {
             Duration::from_secs(2 * u64::try_from(active.settings.sync_period_seconds).unwrap_or(30))
         });
-        let described = self.index.problems().map(str::to_owned);
-        let described = described.chain(self.problems.values().flatten().map(ToString::to_string));
         let settled = !self.families.is_empty() && self.families.iter().all(FamilyProxy::is_settled);
         let before = self.state.borrow().applied_revision.clone();
         let waiting = self.timers.pending_since.is_some();
@@ -437,22 +340,19 @@ impl Engine {
         let state = State {
             assignment: self.active.clone(),
             rejected: self.rejected.clone(),
-            listed: self.is_listed(),
+            listed: self.forwarding.is_listed(),
             mode: self.mode.clone(),
             applied_revision,
             families: self.families.iter().map(FamilyProxy::state).collect(),
-            services: self.table.service_count(),
-            endpoints: self.table.endpoint_count(),
-            digest: self.table.digest(),
+            services: self.forwarding.table().service_count(),
+            endpoints: self.forwarding.table().endpoint_count(),
+            digest: self.forwarding.table().digest(),
             drift: self.drift.clone(),
             sysctl_failures: self.parameters.failures().to_vec(),
-            problems: (
-                self.index.problems().count() + self.problems.values().map(Vec::len).sum::<usize>(),
-                described.take(PROBLEMS_SHOWN).collect(),
-            ),
+            problems: self.forwarding.problems(PROBLEMS_SHOWN),
             pending_since: self.timers.pending_since,
             pending_limit,
-            node_eligible: self.node.as_ref().is_none_or(|node| node.eligible),
+            node_eligible: self.forwarding.is_eligible(),
         };
         self.state.send_if_modified(|published| {
             let differs = *published != state;
@@ -470,22 +370,6 @@ fn choose(asked: Mode) -> (Mode, Option<String>) {
             Some("Auto chose IPTables: it is the only mode of this version".to_owned()),
         ),
         Mode::IPTables => (Mode::IPTables, None),
-    }
-}
-
-/// Remembers what is wrong with a Service, and logs what is new of it.
-fn note_problems(
-    known: &mut BTreeMap<ServiceName, Vec<Problem>>,
-    service: &ServiceName,
-    problems: &[Problem],
-) {
-    if problems.is_empty() {
-        known.remove(service);
-    } else if known.get(service).is_none_or(|before| before != problems) {
-        for problem in problems {
-            tracing::warn!("{problem}");
-        }
-        known.insert(service.clone(), problems.to_vec());
     }
 }
 

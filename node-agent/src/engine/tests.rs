@@ -3,13 +3,16 @@ use std::sync::Mutex;
 use pointsman_crds::ProxyPolicySpec;
 use pointsman_dataplane::backend::{Error, Observed, Report};
 use pointsman_dataplane::model::{
-    Endpoint, EndpointPort, EndpointSlice, FrontendKey, Protocol, Service, ServicePort,
+    Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey, Protocol, Service,
+    ServiceName, ServicePort,
 };
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::timeout;
 
+use std::collections::BTreeMap;
+
 use super::*;
-use crate::source::Parsed;
+use crate::source::{NodeState, Parsed};
 use crate::state::Outcome;
 
 /// What a kernel was told, and how it is to behave.
@@ -294,8 +297,16 @@ async fn a_family_that_fails_is_tried_again_and_does_not_hold_the_other_up() {
         (Outcome::Applied, vec![1])
     );
     assert_eq!(state.applied_revision, None);
+    assert!(
+        state.pending_since.is_some(),
+        "health checks have to see for how long it fails"
+    );
     agent.v6.lock().unwrap().fail_sync = false;
-    agent.until("both applied", State::is_programmed).await;
+    agent
+        .until("both applied", |state| {
+            state.is_programmed() && state.pending_since.is_none()
+        })
+        .await;
 }
 
 #[tokio::test]

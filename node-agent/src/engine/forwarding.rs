@@ -1,0 +1,167 @@
+//! What is to be forwarded: the index of objects, the node's facts, and the table that they mean.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
+
+use pointsman_dataplane::model::{
+    Compiled, Context, Diff, ForwardingTable, NodeFacts, Problem, ServiceName, Settings,
+};
+
+use crate::index::{Changes, Index};
+use crate::source::{Event, Kind, NodeState};
+
+/// Takes events in as they come, and makes the table of them when it is asked to.
+#[derive(Default)]
+pub(super) struct Forwarding {
+    index: Index,
+    node: Option<NodeState>,
+    addresses: Option<Vec<IpAddr>>,
+    listed: HashSet<Kind>,
+    table: ForwardingTable,
+    diff: Diff,
+    /// Everything has to be compiled anew: settings or node facts changed.
+    recompile: bool,
+    problems: BTreeMap<ServiceName, Vec<Problem>>,
+}
+
+impl Forwarding {
+    /// Takes in what an event says of objects and addresses; other events mean nothing here.
+    pub(super) fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Service(service, parsed) => {
+                tracing::debug!(%service, used = parsed.object.is_some(), "a Service changed");
+                self.index.set_service(service, parsed);
+            }
+            Event::Slice(slice, parsed) => {
+                tracing::debug!(%slice, used = parsed.object.is_some(), "an EndpointSlice changed");
+                self.index.set_slice(slice, parsed);
+            }
+            Event::Node(node) => {
+                tracing::debug!(there = node.is_some(), "the Node changed");
+                // Without its Node the agent goes on with what it knew: a kubelet may register it anew.
+                if let Some(node) = node {
+                    self.recompile |= self.node.as_ref() != Some(&node);
+                    self.node = Some(node);
+                }
+            }
+            Event::Addresses(addresses) => {
+                self.recompile |= self.addresses.as_ref() != Some(&addresses);
+                self.addresses = Some(addresses);
+            }
+            Event::ListBegins(kind) => self.index.list_begins(kind),
+            Event::ListEnds(kind) => {
+                self.index.list_ends(kind);
+                self.listed.insert(kind);
+            }
+            Event::Assignment(_) | Event::AssignmentUnusable(_) | Event::RulesTouched(_) => {}
+        }
+    }
+
+    /// Whether everything that a first table needs has been listed: no part of it is ever shown to packets.
+    pub(super) fn is_listed(&self) -> bool {
+        self.addresses.is_some()
+            && [Kind::Services, Kind::Slices, Kind::Node, Kind::Assignment]
+                .iter()
+                .all(|kind| self.listed.contains(kind))
+    }
+
+    /// Whether something was taken in that is not in the table yet.
+    pub(super) fn has_changes(&self) -> bool {
+        self.recompile || self.index.has_changes()
+    }
+
+    /// New settings; the table has them after the next update.
+    pub(super) fn set_settings(&mut self, settings: Settings) {
+        let context = Context {
+            settings,
+            ..self.table.context().clone()
+        };
+        self.table.set_context(context, &mut self.diff);
+        self.recompile = true;
+    }
+
+    /// Forgets the table, not the objects: what is forwarded next is a new table.
+    pub(super) fn clear(&mut self) {
+        self.table = ForwardingTable::default();
+        self.diff = Diff::default();
+        self.problems.clear();
+        self.recompile = true;
+    }
+
+    /// Compiles what changed into the table.
+    pub(super) fn update(&mut self) {
+        if std::mem::take(&mut self.recompile) {
+            let node = self.node.clone().unwrap_or_default();
+            let facts = NodeFacts {
+                internal_ips: node.internal_ips,
+                pod_cidrs: node.pod_cidrs,
+                interface_addresses: self.addresses.clone().unwrap_or_default(),
+            };
+            let context = Context {
+                node: facts,
+                ..self.table.context().clone()
+            };
+            self.table.set_context(context.clone(), &mut self.diff);
+            for compiled in self.index.compile_all(&context) {
+                note(&mut self.problems, &compiled);
+                self.table.set(compiled, &mut self.diff);
+            }
+        } else {
+            let context = self.table.context().clone();
+            for compiled in self.index.compile_changes(&context) {
+                note(&mut self.problems, &compiled);
+                self.table.set(compiled, &mut self.diff);
+            }
+        }
+    }
+
+    /// The table as of the last update.
+    pub(super) fn table(&self) -> &ForwardingTable {
+        &self.table
+    }
+
+    /// Whether the table changed since the changes were last taken.
+    pub(super) fn has_diff(&self) -> bool {
+        !self.diff.is_empty()
+    }
+
+    /// What changed in the table since this was last asked.
+    pub(super) fn take_diff(&mut self) -> Diff {
+        std::mem::take(&mut self.diff)
+    }
+
+    /// How many objects were different since the agent started.
+    pub(super) fn changes(&self) -> Changes {
+        self.index.changes
+    }
+
+    /// Whether the Node may get new connections from load balancers.
+    pub(super) fn is_eligible(&self) -> bool {
+        self.node.as_ref().is_none_or(|node| node.eligible)
+    }
+
+    /// How many objects could not be used in full, and the problems of the first few.
+    pub(super) fn problems(&self, shown: usize) -> (usize, Vec<String>) {
+        let count = self.index.problems().count() + self.problems.values().map(Vec::len).sum::<usize>();
+        let parsed = self.index.problems().map(str::to_owned);
+        let compiled = self.problems.values().flatten().map(ToString::to_string);
+        (count, parsed.chain(compiled).take(shown).collect())
+    }
+}
+
+/// Remembers what is wrong with a Service, and logs what is new of it.
+fn note(known: &mut BTreeMap<ServiceName, Vec<Problem>>, compiled: &Compiled) {
+    let Compiled {
+        service, problems, ..
+    } = compiled;
+    if problems.is_empty() {
+        known.remove(service);
+    } else if known.get(service).is_none_or(|before| before != problems) {
+        for problem in problems {
+            tracing::warn!("{problem}");
+        }
+        known.insert(service.clone(), problems.clone());
+    }
+}
