@@ -135,7 +135,10 @@ impl<'a> Cluster<'a> {
 ///
 /// # Errors
 /// The part's own.
-#[allow(clippy::print_stdout, reason = "tests show it when they fail, or with --nocapture")]
+#[allow(
+    clippy::print_stdout,
+    reason = "tests show it when they fail, or with --nocapture"
+)]
 pub fn section<T>(name: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let done = run().with_context(|| format!("in the part `{name}`"));

@@ -23,7 +23,9 @@ pub const NODE_PORT: u16 = 30080;
 /// The path of a file in `examples/`.
 #[must_use]
 pub fn example(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(file)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples")
+        .join(file)
 }
 
 /// The content of a file in `examples/`.

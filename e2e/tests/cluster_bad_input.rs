@@ -145,8 +145,9 @@ const REFUSED: &[(&str, &str)] = &[
 
 fn every_rule_refuses_with_its_message(cluster: &Cluster<'_>) -> Result<()> {
     for (spec, message) in REFUSED {
-        let policy =
-            format!("{{apiVersion: pointsman.dev/v1alpha1, kind: ProxyPolicy, metadata: {{name: bad}}, spec: {spec}}}");
+        let policy = format!(
+            "{{apiVersion: pointsman.dev/v1alpha1, kind: ProxyPolicy, metadata: {{name: bad}}, spec: {spec}}}"
+        );
         let said = match cluster
             .control_plane
             .kubectl_with(&["create", "-f", "-"], &policy)
@@ -169,7 +170,11 @@ fn every_rule_refuses_with_its_message(cluster: &Cluster<'_>) -> Result<()> {
     let defaulted = cluster.control_plane.kubectl_with(&dry_run, good)?;
     let defaulted: serde_json::Value = serde_json::from_str(&defaulted)?;
     assert_eq!(
-        (&defaulted["mode"], &defaulted["logVerbosity"], &defaulted["priority"]),
+        (
+            &defaulted["mode"],
+            &defaulted["logVerbosity"],
+            &defaulted["priority"]
+        ),
         (&"Auto".into(), &2.into(), &0.into())
     );
     Ok(())
@@ -226,7 +231,10 @@ fn slices_with_problems_are_named(cluster: &Cluster<'_>) -> Result<()> {
                ports: [{{name: other, port: {port}, protocol: TCP}}, {{name: tcp, port: 8080, protocol: TCP}}]}}"
         ))?;
     }
-    inputs(cluster, &["default/crooked", "224.0.1.1", "255.255.255.255", "70000"])?;
+    inputs(
+        cluster,
+        &["default/crooked", "224.0.1.1", "255.255.255.255", "70000"],
+    )?;
     let [v4, _] = workload::cluster_ips(cluster.control_plane, "crooked")?;
     for client in [cluster.client.namespace(), cluster.nodes[1].namespace()].map(Client::of) {
         client.until_answered_by(Protocol::Tcp, v4, &["web-2"], LIMIT)?;

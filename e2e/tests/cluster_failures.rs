@@ -38,7 +38,9 @@ fn traffic_survives_what_fails_and_changes_are_followed_afterwards() -> Result<(
         the_api_server_goes_away_and_comes_back(&mut cluster)
     })?;
     section("API server frozen", || the_api_server_freezes(&mut cluster))?;
-    section("one of two operators leads", || one_of_two_operators_leads(&mut cluster))?;
+    section("one of two operators leads", || {
+        one_of_two_operators_leads(&mut cluster)
+    })?;
     section("leader killed, node cut off", || {
         a_leader_dies_while_a_node_is_cut_off(&mut cluster)
     })?;
@@ -88,10 +90,7 @@ fn edit_policy(cluster: &Cluster<'_>, seconds: u32) -> Result<()> {
     cluster.control_plane.apply(&edited)?;
     cluster.ready("fleet", 2)?;
     for node in &cluster.nodes {
-        assert_eq!(
-            sysctl::read(node.namespace(), ESTABLISHED)?,
-            seconds.to_string()
-        );
+        assert_eq!(sysctl::read(node.namespace(), ESTABLISHED)?, seconds.to_string());
     }
     Ok(())
 }
@@ -121,25 +120,21 @@ fn the_api_server_goes_away_and_comes_back(cluster: &mut Cluster<'_>) -> Result<
     cluster.control_plane.stop_api_server()?;
     // An agent that starts without the API server leaves the rules of the one before as they are.
     assert!(
-        cluster
-            .agent("node-2")?
-            .process()
-            .stop(Duration::from_secs(10))?,
+        cluster.agent("node-2")?.process().stop(Duration::from_secs(10))?,
         "the agent did not end by itself"
     );
     let before = failures(cluster.agent("node-2")?)?;
     let agent = Agent::start(&cluster.nodes[1], Source::Kubeconfig(&kubeconfig))?;
-    eventually("the agent to say that it cannot reach the API server", LIMIT, || {
-        Ok(failures(&agent)? > before)
-    })?;
+    eventually(
+        "the agent to say that it cannot reach the API server",
+        LIMIT,
+        || Ok(failures(&agent)? > before),
+    )?;
     ensure!(
         agent.health("/healthz")?.0 != 200,
         "it has not seen the Services yet, so it is not healthy"
     );
-    ensure!(
-        agent.health("/livez")?.0 == 200,
-        "a restart would not help it"
-    );
+    ensure!(agent.health("/livez")?.0 == 200, "a restart would not help it");
     cluster.agents.insert("node-2".to_owned(), agent);
     for node in &cluster.nodes {
         let tally = Client::of(node.namespace()).many(Protocol::Tcp, cluster.vips[0], 100)?;

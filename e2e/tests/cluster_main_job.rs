@@ -30,7 +30,9 @@ fn a_policy_becomes_rules_and_the_status_tells_the_truth() -> Result<()> {
     section("without a policy nothing is forwarded", || {
         without_a_policy_nothing_is_forwarded(&cluster)
     })?;
-    let revision = section("a policy reaches every node", || a_policy_reaches_every_node(&cluster))?;
+    let revision = section("a policy reaches every node", || {
+        a_policy_reaches_every_node(&cluster)
+    })?;
     section("columns", || columns_say_it(&cluster, &revision))?;
     section("every way in reaches every endpoint", || {
         every_way_in_reaches_every_endpoint(&cluster)
@@ -75,7 +77,11 @@ fn a_policy_reaches_every_node(cluster: &Cluster<'_>) -> Result<String> {
         ("Degraded", "False"),
         ("Conflicted", "False"),
     ] {
-        assert_eq!(condition(&policy, type_).status, expected, "{type_} of {policy:#}");
+        assert_eq!(
+            condition(&policy, type_).status,
+            expected,
+            "{type_} of {policy:#}"
+        );
     }
     let revision = status["revision"].as_str().context("no revision")?.to_owned();
 
@@ -116,19 +122,35 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
     let policies = columns(&["get", "proxypolicy"])?;
     assert_eq!(
         policies[0],
-        ["NAME", "MODE", "REVISION", "NODES", "UPDATED", "READY", "FAILED", "AGE"]
+        [
+            "NAME", "MODE", "REVISION", "NODES", "UPDATED", "READY", "FAILED", "AGE"
+        ]
     );
-    assert_eq!(policies[1][..7], ["fleet", "IPTables", revision, "2", "2", "2", "0"]);
+    assert_eq!(
+        policies[1][..7],
+        ["fleet", "IPTables", revision, "2", "2", "2", "0"]
+    );
     let wide = columns(&["get", "ppol", "-o", "wide"])?;
     assert_eq!(wide[0][8..], ["SELECTED", "MESSAGE"]);
     assert_eq!(wide[1][8], "2");
-    assert!(wide[1][9..].join(" ").starts_with("2 of 2 nodes ready"), "{wide:?}");
+    assert!(
+        wide[1][9..].join(" ").starts_with("2 of 2 nodes ready"),
+        "{wide:?}"
+    );
 
     let proxies = columns(&["get", "nodeproxy"])?;
     assert_eq!(
         proxies[0],
         [
-            "NAME", "POLICY", "MODE", "REVISION", "APPLIED", "HEALTHY", "SERVICES", "ENDPOINTS", "AGE"
+            "NAME",
+            "POLICY",
+            "MODE",
+            "REVISION",
+            "APPLIED",
+            "HEALTHY",
+            "SERVICES",
+            "ENDPOINTS",
+            "AGE"
         ]
     );
     for (row, node) in proxies[1..].iter().zip(["node-1", "node-2"]) {

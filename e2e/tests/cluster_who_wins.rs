@@ -97,7 +97,12 @@ fn of_the_same_priority_the_older_wins(cluster: &Cluster<'_>) -> Result<()> {
     })?;
     // Its name comes first, which does not matter here.
     cluster.control_plane.apply(&policy("aaa-younger", 0, ALL))?;
-    loses(cluster, "aaa-younger", 2, &["policy base", "older", "policy gold"])?;
+    loses(
+        cluster,
+        "aaa-younger",
+        2,
+        &["policy base", "older", "policy gold"],
+    )?;
     let younger = cluster
         .control_plane
         .object("proxypolicy", "aaa-younger")?
@@ -142,7 +147,9 @@ fn of_the_same_age_the_first_by_name_wins(cluster: &Cluster<'_>) -> Result<()> {
     follows(cluster, "node-2", "twin-a")?;
     // Each deletion hands the node to the next.
     for (deleted, next) in [("twin-a", "twin-b"), ("twin-b", "gold")] {
-        cluster.control_plane.kubectl(&["delete", "proxypolicy", deleted])?;
+        cluster
+            .control_plane
+            .kubectl(&["delete", "proxypolicy", deleted])?;
         follows(cluster, "node-2", next)?;
         cluster.ready(next, 1)?;
     }
@@ -189,7 +196,12 @@ fn a_new_node_gets_its_node_proxy(cluster: &mut Cluster<'_>) -> Result<()> {
     follows(cluster, "node-3", "gold")?;
     cluster.ready("gold", 2)?;
     let client = Client::of(node.namespace());
-    client.until_answered_by(Protocol::Tcp, cluster.vips[0], &["web-1", "web-2", "web-3"], LIMIT)?;
+    client.until_answered_by(
+        Protocol::Tcp,
+        cluster.vips[0],
+        &["web-1", "web-2", "web-3"],
+        LIMIT,
+    )?;
     cluster.nodes.push(node);
     Ok(())
 }
@@ -211,7 +223,9 @@ fn the_node_proxy_of_a_deleted_node_goes(cluster: &mut Cluster<'_>) -> Result<()
 
 fn deleting_policies_hands_nodes_on(cluster: &Cluster<'_>) -> Result<()> {
     let client = Client::of(cluster.client.namespace());
-    cluster.control_plane.kubectl(&["delete", "proxypolicy", "gold"])?;
+    cluster
+        .control_plane
+        .kubectl(&["delete", "proxypolicy", "gold"])?;
     follows(cluster, "node-2", "base")?;
     cluster.ready("base", 2)?;
 
@@ -223,7 +237,9 @@ fn deleting_policies_hands_nodes_on(cluster: &Cluster<'_>) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let from_elsewhere = Client::of(cluster.nodes[1].namespace());
     held.push(from_elsewhere.open(cluster.vips[0])?);
-    cluster.control_plane.kubectl(&["delete", "proxypolicy", "base"])?;
+    cluster
+        .control_plane
+        .kubectl(&["delete", "proxypolicy", "base"])?;
     for node in ["node-1", "node-2"] {
         cluster.control_plane.until_gone("nodeproxy", node, LIMIT)?;
     }
@@ -242,7 +258,11 @@ fn deleting_policies_hands_nodes_on(cluster: &Cluster<'_>) -> Result<()> {
     }
     for (node, agent) in &cluster.agents {
         if node != "node-3" {
-            assert_eq!(agent.health("/healthz")?.0, 200, "{node} has nothing to do, and does it");
+            assert_eq!(
+                agent.health("/healthz")?.0,
+                200,
+                "{node} has nothing to do, and does it"
+            );
             assert_eq!(agent.metrics("/proxyMode")?.0, 404);
         }
     }
