@@ -63,7 +63,6 @@ impl Iptables {
         let style = Style {
             family,
             random_fully: version >= RANDOM_FULLY,
-            drop_invalid: true,
         };
         Ok(Self {
             programs,
@@ -72,12 +71,6 @@ impl Iptables {
             style,
             state: None,
         })
-    }
-
-    /// Whether packets that conntrack calls invalid are dropped in FORWARD, as kube-proxy does unless
-    /// `conntrack.tcpBeLiberal` is set. From the next sync on; by default they are.
-    pub fn set_drop_invalid(&mut self, drop_invalid: bool) {
-        self.style.drop_invalid = drop_invalid;
     }
 
     /// Which part of the kernel the programs talk to.

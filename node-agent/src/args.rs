@@ -64,7 +64,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
 
-    /// Remove every rule that the agent made, put kernel parameters back, and exit.
+    /// Remove every rule that the agent made, put kernel parameters back, and exit. Established connections through
+    /// Services end when nothing else on the node needs connection tracking.
     #[arg(long)]
     pub cleanup: bool,
 }

@@ -62,6 +62,7 @@ pub fn forwarding(settings: &api::Settings) -> Result<model::Settings, SettingsE
         detect_local: detect_local(&settings.detect_local)?,
         masquerade_all: settings.masquerade_all,
         node_port_addresses,
+        accept_invalid: settings.conntrack.tcp_be_liberal.unwrap_or(false),
     })
 }
 

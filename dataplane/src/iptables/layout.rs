@@ -65,6 +65,7 @@ impl Layout {
         let mut touched = BTreeSet::new();
         if diff.context {
             touched.insert((Table::Nat, Chain::NonLocal));
+            touched.insert((Table::Filter, Chain::Forward));
             touched.extend(Table::ALL.map(|table| (table, Chain::NodeAddresses)));
         }
         let mut buckets = BTreeSet::new();

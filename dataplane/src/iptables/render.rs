@@ -58,8 +58,6 @@ pub(super) struct Style {
     pub(super) family: Family,
     /// Whether MASQUERADE knows `--random-fully`, without which concurrent connections race for a source port.
     pub(super) random_fully: bool,
-    /// Whether packets that conntrack calls invalid are dropped in FORWARD.
-    pub(super) drop_invalid: bool,
 }
 
 /// Writes the rules of one chain to `rules`, pools' chains apart ([`pool`], [`endpoint`]).
@@ -81,7 +79,7 @@ pub(super) fn chain(id: ChainId, table: &ForwardingTable, layout: &Layout, style
         }
         Chain::NonLocal => non_local(&table.context().local_traffic(style.family), rules),
         Chain::Postrouting => postrouting(style.random_fully, rules),
-        Chain::Forward => forward(style.drop_invalid, rules),
+        Chain::Forward => forward(table.context().settings.accept_invalid, rules),
         Chain::Pool(_) | Chain::Endpoint(_) => (),
     }
 }
@@ -236,13 +234,11 @@ fn postrouting(random_fully: bool, rules: &mut Rules) {
 }
 
 /// As kube-proxy's KUBE-FORWARD, but accepting only what this node translated.
-fn forward(drop_invalid: bool, rules: &mut Rules) {
+fn forward(accept_invalid: bool, rules: &mut Rules) {
     rules.push(format_args!(
         "-m conntrack --ctstate RELATED,ESTABLISHED -m conntrack --ctstate DNAT -j ACCEPT"
     ));
-    if drop_invalid {
-        // kubernetes/kubernetes#74839: an answer out of window would leave untranslated, and the client would
-        // reset the connection.
+    if !accept_invalid {
         rules.push(format_args!("-m conntrack --ctstate INVALID -j DROP"));
     }
     rules.push(format_args!("-m mark --mark 0x4000/0x4000 -j ACCEPT"));

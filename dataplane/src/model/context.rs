@@ -17,6 +17,9 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// Where NodePorts answer; any of these.
     pub node_port_addresses: Vec<NodePortAddresses>,
+    /// Whether forwarded packets that conntrack calls invalid go on. Dropped otherwise: an answer out of window would
+    /// leave untranslated, and the client would reset the connection (kubernetes/kubernetes#74839).
+    pub accept_invalid: bool,
 }
 
 /// How pod traffic is told from other traffic.

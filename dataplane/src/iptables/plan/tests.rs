@@ -17,7 +17,6 @@ use fake::Kernel;
 const STYLE: Style = Style {
     family: Family::V4,
     random_fully: true,
-    drop_invalid: true,
 };
 const NODE: &str = "192.168.0.1";
 
@@ -69,6 +68,7 @@ fn context(ranges: &[&str]) -> Context {
             detect_local: DetectLocal::ClusterCidr(
                 ranges.iter().map(|range| range.parse().unwrap()).collect(),
             ),
+            accept_invalid: ranges.len() == 1,
             ..Settings::default()
         },
         node: NodeFacts {
