@@ -135,13 +135,18 @@ impl<'a> Cluster<'a> {
 ///
 /// # Errors
 /// The part's own.
-#[allow(
-    clippy::print_stdout,
-    reason = "tests show it when they fail, or with --nocapture"
-)]
 pub fn section<T>(name: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let done = run().with_context(|| format!("in the part `{name}`"));
-    println!("{name}: {:.1} s", started.elapsed().as_secs_f32());
+    note(format_args!("{name}: {:.1} s", started.elapsed().as_secs_f32()));
     done
+}
+
+/// Says what was measured; tests show it when they fail, or with --nocapture.
+#[allow(
+    clippy::print_stdout,
+    reason = "the only way to where a test's words are kept"
+)]
+pub fn note(text: std::fmt::Arguments<'_>) {
+    println!("{text}");
 }

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use pointsman_e2e::{
     Agent, Cluster, ControlPlane, Fabric, NodeNet, Operator, Options, Toolchain,
     agent::Source,
-    cluster::{LIMIT, section},
+    cluster::{LIMIT, note, section},
     observe::eventually,
     sysctl,
     traffic::{Client, Flood, Protocol},
@@ -49,7 +49,7 @@ fn traffic_survives_what_fails_and_changes_are_followed_afterwards() -> Result<(
         let tally = flood
             .stop_without_loss()
             .context("traffic was disturbed by one of the failures")?;
-        println!("{tally}");
+        note(format_args!("{tally}"));
     }
     Ok(())
 }
@@ -107,10 +107,10 @@ fn an_agent_is_killed_and_comes_back(cluster: &mut Cluster<'_>) -> Result<()> {
     let agent = cluster.installation.agent(&cluster.nodes[1])?;
     cluster.agents.insert("node-2".to_owned(), agent);
     reaches(cluster, &cluster.nodes[1], "web-while-dead")?;
-    println!(
+    note(format_args!(
         "an agent that comes back forwards to a new endpoint after {:?}",
         began.elapsed()
-    );
+    ));
     cluster.ready("fleet", 2)?;
     Ok(())
 }
@@ -144,7 +144,9 @@ fn the_api_server_goes_away_and_comes_back(cluster: &mut Cluster<'_>) -> Result<
     cluster.control_plane.start_api_server()?;
     restart_ended_operators(cluster)?;
     let took = add_pod(cluster, 0, "web-after-restart")?;
-    println!("after the API server came back the agents followed a change within {took:?}");
+    note(format_args!(
+        "after the API server came back the agents followed a change within {took:?}"
+    ));
     edit_policy(cluster, 7200)
 }
 
@@ -174,7 +176,9 @@ fn the_api_server_freezes(cluster: &mut Cluster<'_>) -> Result<()> {
     }
     drop(frozen);
     let took = add_pod(cluster, 0, "web-after-thaw")?;
-    println!("after the API server went on the agents followed a change within {took:?}");
+    note(format_args!(
+        "after the API server went on the agents followed a change within {took:?}"
+    ));
     restart_ended_operators(cluster)?;
     edit_policy(cluster, 7300)
 }
@@ -226,10 +230,10 @@ fn a_leader_dies_while_a_node_is_cut_off(cluster: &mut Cluster<'_>) -> Result<()
         Ok(noticed.is_some() && taken_over.is_some())
     })?;
     let noticed = noticed.context("not noticed")?;
-    println!(
+    note(format_args!(
         "the cut was noticed after {noticed:?}; the standby led after {:?}",
         taken_over.unwrap_or_default()
-    );
+    ));
     ensure!(
         noticed < Duration::from_secs(15),
         "a dead connection was noticed only after {noticed:?}"
@@ -238,7 +242,10 @@ fn a_leader_dies_while_a_node_is_cut_off(cluster: &mut Cluster<'_>) -> Result<()
     drop(cut);
     let healed = Instant::now();
     reaches(cluster, &cluster.nodes[1], "web-while-cut")?;
-    println!("after healing the node caught up within {:?}", healed.elapsed());
+    note(format_args!(
+        "after healing the node caught up within {:?}",
+        healed.elapsed()
+    ));
     cluster.operators.remove(0);
     edit_policy(cluster, 7500)
 }

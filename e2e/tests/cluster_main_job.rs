@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 use pointsman_e2e::{
     Cluster, ControlPlane, Fabric, Options, Toolchain,
-    cluster::{LIMIT, section},
+    cluster::{LIMIT, note, section},
     observe::{condition, eventually},
     sysctl,
     traffic::{Client, Protocol},
@@ -198,7 +198,9 @@ fn endpoints_are_followed(cluster: &mut Cluster<'_>) -> Result<()> {
     for vip in cluster.vips {
         for protocol in BOTH {
             let took = client.until_answered_by(protocol, vip, &["web-3"], LIMIT)?;
-            println!("{protocol:?} to {vip} reached a new endpoint {took:?} after the one before");
+            note(format_args!(
+                "{protocol:?} to {vip} reached a new endpoint {took:?} after the one before"
+            ));
         }
     }
     cluster
