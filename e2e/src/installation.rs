@@ -28,13 +28,19 @@ impl<'a> Installation<'a> {
     /// # Errors
     /// With what helm said, when it fails.
     pub fn install(toolchain: &Toolchain, control_plane: &'a ControlPlane, values: &[&str]) -> Result<Self> {
-        let installation = Self {
-            control_plane,
-            helm: toolchain.program(Program::Helm)?,
-        };
+        let installation = Self::of(toolchain, control_plane)?;
         installation.helm("pointsman-crds", &[])?;
         installation.helm("pointsman", values)?;
         Ok(installation)
+    }
+
+    /// The charts on a control plane where somebody else installs them.
+    ///
+    /// # Errors
+    /// When helm cannot be built.
+    pub fn of(toolchain: &Toolchain, control_plane: &'a ControlPlane) -> Result<Self> {
+        let helm = toolchain.program(Program::Helm)?;
+        Ok(Self { control_plane, helm })
     }
 
     fn helm(&self, chart: &str, values: &[&str]) -> Result<()> {
