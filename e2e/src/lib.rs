@@ -26,6 +26,7 @@
 //! ```
 
 pub mod agent;
+pub mod bench;
 pub mod binaries;
 mod carrier;
 pub mod certificates;

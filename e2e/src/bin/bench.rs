@@ -1,0 +1,98 @@
+//! `make bench`: measures Pointsman's agent beside kube-proxy and writes `target/bench/<bench>.json`.
+
+use std::{
+    io::{Write as _, stdout},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum};
+use pointsman_e2e::{
+    IptablesVariant,
+    bench::{self, Contest, Plan, size, table},
+    toolchain::target_directory,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  make bench
+  make bench SIZES=\"1000x10 5000x10\"
+  make bench SIZES=1000x10 VARIANT=nft
+  make bench SIZES=1000x10 VARIANT=legacy,nft CHANGES=100";
+
+/// Measures Pointsman's agent beside kube-proxy on this machine: same API server, same objects, same observer. Needs
+/// root.
+#[derive(Debug, Parser)]
+#[command(name = "bench", after_help = EXAMPLES)]
+struct Args {
+    /// Which mode is measured.
+    #[arg(long, value_enum, default_value_t = Bench::Iptables)]
+    bench: Bench,
+
+    /// Numbers of Services and of endpoints each.
+    #[arg(long, value_name = "NxM ...", default_value = "100x10 1000x10")]
+    sizes: String,
+
+    /// Which iptables the nodes have. With nft and 10,000 Services kube-proxy needs minutes for its first sync.
+    #[arg(long, env = "VARIANT", value_enum, value_delimiter = ',', default_values_t = [Variant::Legacy])]
+    variant: Vec<Variant>,
+
+    /// How many changes are timed on each side.
+    #[arg(long, env = "CHANGES", value_name = "N", default_value_t = 50)]
+    changes: usize,
+
+    /// kube-proxy's minSyncPeriod. Its own default is 1000, which is also what it takes 0 for; 1 is where its changes
+    /// arrive soonest.
+    #[arg(long, env = "PEER_MIN_SYNC_PERIOD_MS", value_name = "MS", default_value_t = 1)]
+    peer_min_sync_period_ms: u64,
+
+    /// Where the file goes. Default: target/bench.
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Bench {
+    /// Both in iptables mode.
+    Iptables,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Variant {
+    /// The kernel's ip_tables.
+    Legacy,
+    /// iptables on nf_tables.
+    Nft,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let folder = match args.output {
+        Some(folder) => folder,
+        None => target_directory()?.join("bench"),
+    };
+    let (name, contest): (_, fn(IptablesVariant) -> Contest) = match args.bench {
+        Bench::Iptables => ("iptables", Contest::iptables),
+    };
+    let contests = args.variant.iter().map(|variant| Contest {
+        peer_min_sync_period: Duration::from_millis(args.peer_min_sync_period_ms),
+        ..contest(match variant {
+            Variant::Legacy => IptablesVariant::Legacy,
+            Variant::Nft => IptablesVariant::Nft,
+        })
+    });
+    let plan = Plan {
+        bench: name.to_owned(),
+        sizes: size::parse_list(&args.sizes).context("--sizes")?,
+        contests: contests.collect(),
+        changes: args.changes,
+    };
+    let began = Instant::now();
+    let progress = |line: &str| eprintln!("[{:>6.1} s] {line}", began.elapsed().as_secs_f64());
+    bench::run(&plan, &folder, &progress, |run| {
+        writeln!(stdout(), "\n{}", table::render(run)).context("writing the table")
+    })?;
+    writeln!(stdout(), "{}", folder.join(format!("{name}.json")).display())?;
+    Ok(())
+}
