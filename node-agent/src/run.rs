@@ -43,11 +43,14 @@ pub fn run(args: Args, log_level: LogLevel) -> Result<()> {
     if args.cleanup {
         return clean_up(&args);
     }
-    runtime::Builder::new_current_thread()
+    let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("starting the runtime")?
-        .block_on(serve(args, log_level))
+        .context("starting the runtime")?;
+    let ended = runtime.block_on(serve(args, log_level));
+    // Not waited for: the thread that follows manifests, which may be waiting for a change.
+    runtime.shutdown_background();
+    ended
 }
 
 fn backend(mode: Mode, family: Family) -> Result<Box<dyn Backend>, Error> {
