@@ -3,12 +3,13 @@
 use std::{fmt::Debug, pin::pin, time::Duration};
 
 use futures::StreamExt as _;
-use kube::runtime::utils::{Backoff, ResetTimerBackoff};
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{Config, Error, Event, InitialListStrategy};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
 
 use crate::chain;
 
@@ -29,12 +30,10 @@ pub async fn list_strategy(client: &Client) -> ListStrategy {
     let minor = match client.apiserver_version().await {
         // Some distributions write "34+".
         Ok(version) => version.minor.trim_end_matches('+').parse().unwrap_or(0),
+        // It is away, which says nothing about what it has: [`follow`] finds out.
         Err(error) => {
-            tracing::warn!(
-                error = chain(&error),
-                "the API server does not tell its version: using paged lists"
-            );
-            0
+            tracing::warn!(error = chain(&error), "the API server does not tell its version");
+            STREAMING_LISTS_SINCE
         }
     };
     if minor >= STREAMING_LISTS_SINCE {
@@ -72,7 +71,7 @@ pub async fn follow<K, T>(
             initial_list_strategy: strategy.clone(),
             ..config.clone()
         };
-        let mut events = pin!(watcher(api.clone(), config).backoff(pauses()));
+        let mut events = pin!(watcher(api.clone(), config).backoff(Pauses::default()));
         while let Some(event) = events.next().await {
             let heard = match event {
                 Ok(event) => Heard::Event(event),
@@ -127,40 +126,51 @@ fn advice(url: &str, error: &Error) -> String {
     }
 }
 
-fn pauses() -> impl Backoff {
-    ResetTimerBackoff::new(Doubling::default(), QUIET)
+/// How long to wait after each error.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// Errors in a row.
+    errors: u32,
+    last: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
-struct Doubling(u32);
-
-impl Iterator for Doubling {
+impl Iterator for Pauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.0));
-        self.0 = self.0.saturating_add(1);
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now.duration_since(last) > QUIET) {
+            self.errors = 0;
+        }
+        self.last = Some(now);
+        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(self.errors));
+        self.errors = self.errors.saturating_add(1);
         Some(pause.min(LONGEST_PAUSE))
     }
 }
 
-impl Backoff for Doubling {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
+impl Backoff for Pauses {
+    /// Called after everything that is no error, which a mark such as [`Event::Init`] is already: it comes before
+    /// every try to list. So only time counts.
+    fn reset(&mut self) {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn pauses_grow_to_ten_seconds() {
-        let pauses: Vec<u128> = Doubling::default()
-            .take(7)
-            .map(|pause| pause.as_millis())
-            .collect();
-        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_to_ten_seconds_also_when_lists_begin_in_between() {
+        let mut pauses = Pauses::default();
+        let mut after_error = || {
+            let pause = pauses.next().map(|pause| pause.as_millis());
+            pauses.reset();
+            pause
+        };
+        let grown: Vec<_> = (0..7).filter_map(|_| after_error()).collect();
+        assert_eq!(grown, [500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
+        tokio::time::advance(QUIET + Duration::from_secs(1)).await;
+        assert_eq!(after_error(), Some(500));
     }
 
     #[test]
