@@ -1,6 +1,8 @@
+use pointsman_dataplane::model::{EndpointSlice, Service};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::source::Parsed;
 
 fn service(object: Value) -> Parsed<Service> {
     serde_json::from_value::<SlimService>(object).unwrap().parse()

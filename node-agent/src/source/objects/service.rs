@@ -1,0 +1,157 @@
+//! Services.
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use pointsman_dataplane::model::{Service, ServiceName, ServicePort};
+use serde::Deserialize;
+
+use super::{HEADLESS_LABEL, PROXY_NAME_LABEL, address, label, list, metadata, name, port, protocol};
+use crate::source::Parsed;
+
+/// What is read of a Service.
+#[derive(Resource, Clone, Debug, Deserialize)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Service")]
+pub(in crate::source) struct SlimService {
+    #[serde(deserialize_with = "metadata")]
+    pub(in crate::source) metadata: ObjectMeta,
+    #[serde(default)]
+    spec: SlimServiceSpec,
+    #[serde(default)]
+    status: SlimServiceStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimServiceSpec {
+    #[serde(rename = "type")]
+    type_: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(default, rename = "clusterIPs", deserialize_with = "list")]
+    cluster_ips: Vec<String>,
+    #[serde(default, rename = "externalIPs", deserialize_with = "list")]
+    external_ips: Vec<String>,
+    #[serde(default, deserialize_with = "list")]
+    ports: Vec<SlimServicePort>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimServicePort {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: i64,
+    node_port: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimServiceStatus {
+    #[serde(default)]
+    load_balancer: SlimLoadBalancer,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct SlimLoadBalancer {
+    #[serde(default, deserialize_with = "list")]
+    ingress: Vec<SlimIngress>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimIngress {
+    ip: Option<String>,
+    ip_mode: Option<String>,
+}
+
+impl SlimService {
+    pub(in crate::source) fn name(&self) -> ServiceName {
+        name(&self.metadata)
+    }
+
+    /// What the model is to know; none for a Service that no proxy serves, or that another one does.
+    pub(in crate::source) fn parse(self) -> Parsed<Service> {
+        let spec = self.spec;
+        let none_of_ours = label(&self.metadata, PROXY_NAME_LABEL).is_some()
+            || label(&self.metadata, HEADLESS_LABEL).is_some()
+            || spec.type_.as_deref() == Some("ExternalName")
+            || spec.cluster_ip.as_deref() == Some("None");
+        if none_of_ours {
+            return Parsed::gone();
+        }
+        let name = name(&self.metadata);
+        let mut problems = Vec::new();
+        let cluster_ips = if spec.cluster_ips.is_empty() {
+            spec.cluster_ip.into_iter().collect()
+        } else {
+            spec.cluster_ips
+        };
+        let mut addresses = |texts: Vec<String>, field: &str| -> Vec<IpAddr> {
+            let texts = texts.into_iter().filter(|text| !text.is_empty());
+            texts
+                .filter_map(|text| {
+                    let parsed = address(&text);
+                    if parsed.is_none() {
+                        problems.push(format!(
+                            "Service {name}: {field} has {text:?}, which is no IP address: it is left out; mend the field"
+                        ));
+                    }
+                    parsed
+                })
+                .collect()
+        };
+        let cluster_ips = addresses(cluster_ips, "spec.clusterIPs");
+        let external_ips = addresses(spec.external_ips, "spec.externalIPs");
+        let ingress = self.status.load_balancer.ingress.into_iter();
+        // ipMode Proxy: the balancer itself terminates the address, and traffic to it must leave the node (KEP-1860).
+        let ingress = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+        let load_balancer_ips = addresses(
+            ingress.filter_map(|ingress| ingress.ip).collect(),
+            "status.loadBalancer.ingress",
+        );
+        let mut ports = Vec::new();
+        for entry in spec.ports {
+            match entry.parse() {
+                Some(port) => ports.push(port),
+                None => problems.push(format!(
+                    "Service {name}: port {:?} ({}, protocol {}) is left out: ports are 1 to 65535, protocols TCP, UDP, SCTP",
+                    entry.name.unwrap_or_default(),
+                    entry.port,
+                    entry.protocol.unwrap_or_default(),
+                )),
+            }
+        }
+        let created = self
+            .metadata
+            .creation_timestamp
+            .map_or(0, |time| time.0.as_second());
+        let service = Service {
+            name,
+            created,
+            cluster_ips,
+            external_ips,
+            load_balancer_ips,
+            ports,
+        };
+        // Without a ClusterIP it is not allocated yet, or headless.
+        let object = (!service.cluster_ips.is_empty()).then_some(service);
+        Parsed { object, problems }
+    }
+}
+
+impl SlimServicePort {
+    fn parse(&self) -> Option<ServicePort> {
+        let node_port = match self.node_port {
+            None | Some(0) => None,
+            Some(number) => Some(port(number)?),
+        };
+        Some(ServicePort {
+            name: self.name.as_deref().unwrap_or_default().into(),
+            protocol: protocol(self.protocol.as_deref())?,
+            port: port(self.port)?,
+            node_port,
+        })
+    }
+}

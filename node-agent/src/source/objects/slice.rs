@@ -1,0 +1,122 @@
+//! EndpointSlices.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use pointsman_dataplane::model::{Endpoint, EndpointPort, EndpointSlice, Family, ServiceName};
+use serde::Deserialize;
+
+use super::{HEADLESS_LABEL, SERVICE_NAME_LABEL, address, label, list, metadata, name, port, protocol};
+use crate::source::{Parsed, SliceName};
+
+/// What is read of an EndpointSlice.
+#[derive(Resource, Clone, Debug, Deserialize)]
+#[resource(inherit = "k8s_openapi::api::discovery::v1::EndpointSlice")]
+#[serde(rename_all = "camelCase")]
+pub(in crate::source) struct SlimSlice {
+    #[serde(deserialize_with = "metadata")]
+    pub(in crate::source) metadata: ObjectMeta,
+    #[serde(default)]
+    address_type: String,
+    #[serde(default, deserialize_with = "list")]
+    ports: Vec<SlimSlicePort>,
+    #[serde(default, deserialize_with = "list")]
+    endpoints: Vec<SlimEndpoint>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct SlimSlicePort {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: Option<i64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimEndpoint {
+    #[serde(default, deserialize_with = "list")]
+    addresses: Vec<String>,
+    #[serde(default)]
+    conditions: SlimConditions,
+    node_name: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct SlimConditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+impl SlimSlice {
+    pub(in crate::source) fn name(&self) -> SliceName {
+        name(&self.metadata)
+    }
+
+    /// What the model is to know, with the Service that it belongs to; `node` is this node's name.
+    pub(in crate::source) fn parse(self, node: &str) -> Parsed<(ServiceName, EndpointSlice)> {
+        let slice_name = name(&self.metadata);
+        let family = match self.address_type.as_str() {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            _ => return Parsed::gone(),
+        };
+        let service = label(&self.metadata, SERVICE_NAME_LABEL).filter(|service| !service.is_empty());
+        let Some(service) = service.filter(|_| label(&self.metadata, HEADLESS_LABEL).is_none()) else {
+            return Parsed::gone();
+        };
+        let mut problems = Vec::new();
+        let mut ports = Vec::new();
+        // A port without a number stands for all ports, which no proxy can forward.
+        for entry in self.ports.into_iter().filter(|entry| entry.port.is_some()) {
+            let number = entry.port.unwrap_or_default();
+            match (protocol(entry.protocol.as_deref()), port(number)) {
+                (Some(protocol), Some(port)) => {
+                    ports.push(EndpointPort { name: entry.name.unwrap_or_default().into(), protocol, port });
+                }
+                _ => problems.push(format!(
+                    "EndpointSlice {slice_name}: port {number} with protocol {} is left out: ports are 1 to 65535, \
+                     protocols TCP, UDP, SCTP",
+                    entry.protocol.unwrap_or_default()
+                )),
+            }
+        }
+        let mut endpoints = Vec::with_capacity(self.endpoints.len());
+        for entry in self.endpoints {
+            // All addresses of an endpoint are the same endpoint; like kube-proxy, the first one is used.
+            let Some(text) = entry.addresses.first() else {
+                continue;
+            };
+            let Some(address) = address(text) else {
+                problems.push(format!(
+                    "EndpointSlice {slice_name}: endpoint {text:?} is no IP address: it is left out; mend the slice"
+                ));
+                continue;
+            };
+            let ready = entry.conditions.ready.unwrap_or(true);
+            endpoints.push(Endpoint {
+                address,
+                ready,
+                serving: entry.conditions.serving.unwrap_or(ready),
+                terminating: entry.conditions.terminating.unwrap_or(false),
+                local: entry.node_name.as_deref() == Some(node),
+            });
+        }
+        let service = ServiceName {
+            namespace: Arc::clone(&slice_name.namespace),
+            name: service.into(),
+        };
+        Parsed {
+            object: Some((
+                service,
+                EndpointSlice {
+                    family,
+                    ports,
+                    endpoints,
+                },
+            )),
+            problems,
+        }
+    }
+}
