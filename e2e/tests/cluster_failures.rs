@@ -66,7 +66,10 @@ fn floods(cluster: &Cluster<'_>) -> Vec<Flood> {
 /// How often an agent, or one before it on its node, has said that it did not reach the API server.
 fn failures(agent: &Agent) -> Result<usize> {
     let log = std::fs::read_to_string(agent.process().log())?;
-    Ok(log.lines().filter(|line| line.contains("the watch fails")).count())
+    Ok(log
+        .lines()
+        .filter(|line| line.contains("the watch fails"))
+        .count())
 }
 
 /// Adds a pod and returns how long every node took, counted from the last answer of the API server.
