@@ -2,8 +2,9 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsFd,
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -53,6 +54,9 @@ pub(super) fn datagrams(
     timeout: Duration,
 ) -> io::Result<UdpSocket> {
     let socket = bound(source, target, Type::DGRAM)?;
+    if source.is_none() {
+        bind_to_fresh_port(&socket, target)?;
+    }
     // Without it UDP hides the errors that might pass, network unreachable among them (udp_err in the kernel).
     match target {
         SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?,
@@ -62,6 +66,25 @@ pub(super) fn datagrams(
     socket.connect(&target.into())?;
     socket.set_read_timeout(Some(timeout))?;
     Ok(socket.into())
+}
+
+/// Takes source ports in turn. The kernel would draw them by lot, and now and then two attempts would draw the same
+/// one: the second belongs to the conntrack entry of the first, for the half minute that this lives, and goes where
+/// that went, whatever the rules say by then.
+fn bind_to_fresh_port(socket: &Socket, target: SocketAddr) -> io::Result<()> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let mut attempts = 0;
+    loop {
+        let port = 16_384 + NEXT.fetch_add(1, Ordering::Relaxed) % 49_152;
+        match socket.bind(&SocketAddr::from((any, port)).into()) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && attempts < 100 => attempts += 1,
+            other => return other,
+        }
+    }
 }
 
 fn bound(source: Option<SocketAddr>, target: SocketAddr, kind: Type) -> io::Result<Socket> {
