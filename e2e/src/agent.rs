@@ -1,8 +1,10 @@
 //! Our agent on a node.
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -47,7 +49,20 @@ impl Agent {
     /// # Errors
     /// When it cannot be built or started.
     pub fn start_with(node: &NodeNet, source: Source<'_>, flags: &[&str]) -> Result<Self> {
-        let mut command = node.command(binaries::find(Binary::Agent)?);
+        Self::start_command(node, node.command(binaries::find(Binary::Agent)?), source, flags)
+    }
+
+    /// [`Agent::start_with`] by a command that ends in the agent's program, such as one that takes something
+    /// away from it first.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_command(
+        node: &NodeNet,
+        mut command: Command,
+        source: Source<'_>,
+        flags: &[&str],
+    ) -> Result<Self> {
         command.arg("--node-name").arg(node.name());
         command.arg("--state-dir").arg(state_dir(node));
         match source {
@@ -108,6 +123,41 @@ impl Agent {
     /// When it does not answer.
     pub fn metrics(&self, path: &str) -> Result<(u16, String)> {
         self.get(METRICS_PORT, path)
+    }
+
+    /// The value of a metric, summed over its series that have `label` among their labels: `ip_family="IPv6"`,
+    /// or nothing for all of them. 0 without such a series.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn metric(&self, name: &str, label: &str) -> Result<f64> {
+        let (_, text) = self.metrics("/metrics")?;
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (labels, value) = rest.rsplit_once(' ')?;
+            let is_it = labels.is_empty() || labels.starts_with('{');
+            (is_it && labels.contains(label)).then(|| value.parse::<f64>().ok())?
+        });
+        Ok(samples.sum())
+    }
+
+    /// Everything that it has logged, earlier agents of the node among it.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn log(&self) -> Result<String> {
+        let path = self.process.log();
+        let log = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// Waits until its log has this text.
+    ///
+    /// # Errors
+    /// With the end of the log, when it ends or `limit` passes first.
+    pub fn wait_until_logged(&self, text: &str, limit: Duration) -> Result<()> {
+        let has = || self.log().is_ok_and(|log| log.contains(text));
+        self.process.wait_until(&format!("log {text:?}"), limit, has)
     }
 
     fn get(&self, port: u16, path: &str) -> Result<(u16, String)> {
