@@ -27,6 +27,8 @@ use pointsman_dataplane::model::ServiceName;
 
 /// Editors write a file in several steps; a file is read when it has been quiet for this long.
 const SETTLE: Duration = Duration::from_millis(20);
+/// In a directory that is never quiet, changes are read after this long all the same.
+const GATHER: Duration = Duration::from_millis(200);
 /// Directories that tell of no change (network file systems) are looked through this often.
 const RESCAN: Duration = Duration::from_secs(10);
 
@@ -76,8 +78,8 @@ pub fn follow(directory: &Path, node: &str, events: &Sender<Event>) -> Result<()
 fn wait(notify: &Inotify) -> Result<Option<HashSet<std::ffi::OsString>>> {
     let mut names = HashSet::new();
     let mut lost = false;
-    let deadline = Instant::now() + RESCAN;
     let mut limit = RESCAN;
+    let mut deadline = None;
     loop {
         let timeout = PollTimeout::try_from(limit.as_millis()).unwrap_or(PollTimeout::MAX);
         let ready = match poll(&mut [PollFd::new(notify.as_fd(), PollFlags::POLLIN)], timeout) {
@@ -91,14 +93,22 @@ fn wait(notify: &Inotify) -> Result<Option<HashSet<std::ffi::OsString>>> {
             lost |= event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
             names.extend(event.name);
         }
-        limit = SETTLE.min(deadline.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let deadline = *deadline.get_or_insert(now + GATHER);
+        if deadline <= now {
+            return Ok((!lost).then_some(names));
+        }
+        limit = SETTLE.min(deadline - now);
     }
 }
+
+/// When a file was written, and how long it is: what tells two states of it apart.
+type Stamp = (SystemTime, u64);
 
 /// What a file said when it was last read: the names of its objects with a digest of their content.
 #[derive(Default)]
 struct File {
-    modified: Option<(SystemTime, u64)>,
+    modified: Option<Stamp>,
     objects: BTreeMap<Id, u64>,
 }
 
@@ -115,7 +125,11 @@ struct Reader {
     directory: PathBuf,
     node: String,
     files: HashMap<PathBuf, File>,
+    /// Files that cannot be used, as they were when that was said.
+    broken: BTreeMap<PathBuf, Stamp>,
     policies: BTreeMap<String, Value>,
+    /// No policy was found at the start, but a file that may have it could not be read.
+    policy_unknown: bool,
 }
 
 impl Reader {
@@ -124,7 +138,9 @@ impl Reader {
             directory: directory.to_owned(),
             node: node.to_owned(),
             files: HashMap::new(),
+            broken: BTreeMap::new(),
             policies: BTreeMap::new(),
+            policy_unknown: false,
         }
     }
 
@@ -133,7 +149,19 @@ impl Reader {
         let kinds = [Kind::Services, Kind::Slices, Kind::Node, Kind::Assignment];
         let mut events: Vec<Event> = kinds.into_iter().map(Event::ListBegins).collect();
         events.extend(self.rescan()?);
-        if self.policies.is_empty() {
+        self.policy_unknown = self.policies.is_empty() && !self.broken.is_empty();
+        if self.policy_unknown {
+            // An agent that is restarted over a typing error must not take down what it forwarded before.
+            let broken: Vec<_> = self
+                .broken
+                .keys()
+                .map(|path| path.display().to_string())
+                .collect();
+            events.push(Event::AssignmentUnusable(format!(
+                "no ProxyPolicy was found, but it may be in a manifest that cannot be used: mend {}",
+                broken.join(", ")
+            )));
+        } else if self.policies.is_empty() {
             tracing::warn!(
                 directory = %self.directory.display(),
                 "no ProxyPolicy is in the directory of --manifests: nothing is forwarded until there is one"
@@ -151,7 +179,7 @@ impl Reader {
                 self.directory.display()
             )
         })?;
-        let mut paths: HashSet<PathBuf> = self.files.keys().cloned().collect();
+        let mut paths: HashSet<PathBuf> = self.files.keys().chain(self.broken.keys()).cloned().collect();
         for entry in entries {
             paths.insert(entry.context("reading the directory of --manifests")?.path());
         }
@@ -165,8 +193,9 @@ impl Reader {
         for path in paths.into_iter().filter(|path| is_manifest(path)) {
             let state = fs::metadata(&path).ok().filter(fs::Metadata::is_file);
             let modified = state.and_then(|state| Some((state.modified().ok()?, state.len())));
-            let known = self.files.get(&path);
-            if known.is_some_and(|file| file.modified == modified && modified.is_some()) {
+            let known = self.files.get(&path).map(|file| file.modified);
+            let broken = self.broken.get(&path).copied();
+            if modified.is_some() && (known == Some(modified) || broken == modified) {
                 continue;
             }
             let objects = if modified.is_some() {
@@ -177,12 +206,14 @@ impl Reader {
                             error = format!("{error:#}"),
                             "a manifest cannot be used: what it said before stays until it is mended"
                         );
+                        self.broken.extend(modified.map(|modified| (path, modified)));
                         continue;
                     }
                 }
             } else {
                 BTreeMap::new()
             };
+            self.broken.remove(&path);
             let old = self.files.remove(&path).unwrap_or_default().objects;
             gone.extend(old.keys().filter(|id| !objects.contains_key(id)).cloned());
             let mut digests = BTreeMap::new();
@@ -207,7 +238,14 @@ impl Reader {
         gone.retain(|id| self.files.values().all(|file| !file.objects.contains_key(id)));
         let all = gone.into_iter().map(|id| (id, None));
         let all = all.chain(changed.into_iter().map(|(id, object)| (id, Some(object))));
-        Ok(all.filter_map(|(id, object)| self.event(id, object)).collect())
+        let mut events: Vec<Event> = all.filter_map(|(id, object)| self.event(id, object)).collect();
+        if self.policy_unknown && (self.broken.is_empty() || !self.policies.is_empty()) {
+            self.policy_unknown = false;
+            if self.policies.is_empty() {
+                events.push(Event::Assignment(None));
+            }
+        }
+        Ok(events)
     }
 
     fn event(&mut self, id: Id, object: Option<Value>) -> Option<Event> {
@@ -296,13 +334,13 @@ fn is_manifest(path: &Path) -> bool {
     known && !hidden
 }
 
-/// A policy that passed the rules that the API server would have checked it by.
+/// A policy that passed the rules that the API server would have checked it by. Those come first: their messages
+/// say what to write instead, and serde's do not.
 fn policy(value: &Value) -> Result<ProxyPolicy> {
-    let policy: ProxyPolicy = serde_json::from_value(value.clone()).context("mend the manifest")?;
     if let Err(errors) = ProxyPolicySpec::validate_cel(value.get("spec").unwrap_or(&Value::Null), None) {
         bail!("{errors}");
     }
-    Ok(policy)
+    serde_json::from_value(value.clone()).context("mend the manifest")
 }
 
 /// The objects of a file, those of other kinds left out.
@@ -312,7 +350,7 @@ fn read(path: &Path) -> Result<BTreeMap<Id, Value>> {
     let documents: Vec<Value> = if path.extension().is_some_and(|kind| kind == "json") {
         vec![serde_json::from_str(&text).with_context(|| format!("{name} is no JSON"))?]
     } else {
-        serde_saphyr::from_multiple(&text).with_context(|| format!("{name} is no YAML"))?
+        yaml(&text).with_context(|| format!("{name} is no YAML"))?
     };
     let mut objects = BTreeMap::new();
     for document in documents {
@@ -328,6 +366,22 @@ fn read(path: &Path) -> Result<BTreeMap<Id, Value>> {
         }
     }
     Ok(objects)
+}
+
+/// The documents of a YAML text. The parser's own limits (1,024 documents, 250,000 values) are too small for a
+/// cluster in one file. Without aliases, which keep their limits, no text has more of anything than it has letters.
+fn yaml(text: &str) -> Result<Vec<Value>, serde_saphyr::Error> {
+    let letters = text.len();
+    let limits = serde_saphyr::Budget::default();
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: limits.max_documents.max(letters),
+            max_nodes: limits.max_nodes.max(letters),
+            max_events: limits.max_events.max(letters.saturating_mul(2)),
+            max_total_scalar_bytes: limits.max_total_scalar_bytes.max(letters),
+        },
+    };
+    serde_saphyr::from_multiple_with_options(text, options)
 }
 
 /// The objects of a document: itself, or what `kubectl get -o yaml` lists.

@@ -140,3 +140,45 @@ fn changes_are_followed_while_they_happen() {
     fs::remove_file(directory.path().join("b.yaml")).unwrap();
     assert_eq!(events.blocking_recv(), Some(Event::Assignment(None)));
 }
+
+#[test]
+fn a_mode_that_no_longer_exists_is_refused_with_what_to_use_instead() {
+    let (_directory, mut reader) = directory(&[("p.yaml", &POLICY.replace("IPTables", "userspace"))]);
+    let events = first(&mut reader);
+    assert!(
+        matches!(&events[..], [Event::AssignmentUnusable(why)] if why.contains("use Auto")),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_at_the_start_is_not_taken_for_none() {
+    let (directory, mut reader) = directory(&[("p.yaml", "kind: ["), ("a.yaml", SERVICE)]);
+    let events = first(&mut reader);
+    assert!(
+        matches!(events.last(), Some(Event::AssignmentUnusable(why)) if why.contains("p.yaml")),
+        "{events:?}"
+    );
+    // The same file is not complained about again.
+    assert_eq!(reader.rescan().unwrap(), []);
+    fs::write(directory.path().join("p.yaml"), POLICY).unwrap();
+    assert!(matches!(
+        &reader.rescan().unwrap()[..],
+        [Event::Assignment(Some(_))]
+    ));
+}
+
+#[test]
+fn when_the_unreadable_file_turns_out_to_have_no_policy_there_is_none() {
+    let (directory, mut reader) = directory(&[("p.yaml", "kind: [")]);
+    first(&mut reader);
+    fs::remove_file(directory.path().join("p.yaml")).unwrap();
+    assert_eq!(reader.rescan().unwrap(), [Event::Assignment(None)]);
+}
+
+#[test]
+fn a_file_may_hold_a_whole_cluster() {
+    let documents = (0..3000).map(|number| SERVICE.replace("web", &format!("web-{number}")));
+    let (_directory, mut reader) = directory(&[("a.yaml", &documents.collect::<Vec<_>>().join("---\n"))]);
+    assert_eq!(first(&mut reader).len(), 3000);
+}
