@@ -147,13 +147,15 @@ fn detect_local(detect: &api::DetectLocal) -> Result<model::DetectLocal, Setting
     })
 }
 
-/// The name of an interface, or the beginning of one, as the kernel takes it (`dev_valid_name`).
+/// The name of an interface, or the beginning of one. The kernel takes more (`dev_valid_name`), but no backend
+/// could put quotes, spaces or `!` into a rule: a policy that has them must not come into force and then fail.
 fn interface(name: Option<&str>) -> Option<Arc<str>> {
     let valid = |name: &&str| {
         (1..16).contains(&name.len())
+            && !name.starts_with('-')
             && name
                 .chars()
-                .all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '+'))
+                .all(|c| c.is_ascii_alphanumeric() || "-_.@".contains(c))
     };
     name.filter(valid).map(Arc::from)
 }
