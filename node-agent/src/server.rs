@@ -61,11 +61,13 @@ pub async fn serve_metrics(listener: TcpListener, sources: Sources) -> Result<()
     axum::serve(listener, router).await.context("serving metrics")
 }
 
-/// Whether load balancers may send new connections to this node: it forwards, and it is there to stay.
+/// Whether load balancers may send new connections to this node: it forwards, and it is there to stay. An agent
+/// whose only policy cannot be used forwards nothing, but no restart would help it.
 async fn healthz(Shared(sources): Shared<Sources>) -> Response {
     let (healthy, eligible) = {
         let state = sources.state.borrow();
-        (is_healthy(&state), state.node_eligible)
+        let idle_by_mistake = state.assignment.is_none() && state.rejected.is_some();
+        (is_healthy(&state) && !idle_by_mistake, state.node_eligible)
     };
     answer(&sources, false, healthy, eligible)
 }
@@ -122,8 +124,11 @@ async fn proxy_mode(Shared(sources): Shared<Sources>) -> Response {
 }
 
 async fn configz(Shared(sources): Shared<Sources>) -> Response {
-    let assignment = sources.state.borrow().assignment.clone();
-    let body = match assignment {
+    let (assignment, rejected) = {
+        let state = sources.state.borrow();
+        (state.assignment.clone(), state.rejected.clone())
+    };
+    let mut body = match assignment {
         Some(assignment) => json!({
             "policy": assignment.policy,
             "revision": assignment.revision,
@@ -131,6 +136,9 @@ async fn configz(Shared(sources): Shared<Sources>) -> Response {
         }),
         None => json!({}),
     };
+    if let Some(why) = rejected {
+        body["rejected"] = why.into();
+    }
     Json(json!({"pointsman.dev": body})).into_response()
 }
 
