@@ -59,6 +59,7 @@ pub struct Engine {
     touched_by: Option<String>,
     rejected: Option<String>,
     mode: Option<(Mode, Option<String>)>,
+    stopping: bool,
 }
 
 /// What the sources want of this node.
@@ -105,10 +106,11 @@ impl Engine {
             touched_by: None,
             rejected: None,
             mode: None,
+            stopping: false,
         }
     }
 
-    /// Follows the events until their senders are gone. The kernel keeps what it has.
+    /// Follows the events until [`Event::Stop`], or until their senders are gone. The kernel keeps what it has.
     pub async fn run(mut self, mut events: Receiver<Event>) {
         loop {
             let event = match self.next_deadline() {
@@ -131,6 +133,9 @@ impl Engine {
                     }
                 }
             }
+            if self.stopping {
+                return;
+            }
             self.step(Instant::now());
             self.publish();
         }
@@ -143,6 +148,7 @@ impl Engine {
                 self.assignment_named = true;
                 self.wanted = Wanted::New(assignment.clone());
             }
+            Event::Stop => self.stopping = true,
             Event::AssignmentUnusable(why) => {
                 tracing::error!("{why}: what was in force stays");
                 self.rejected = Some(why.clone());
@@ -307,6 +313,10 @@ impl Engine {
             .take()
             .map(|name| format!(" (the last change of rules came from {name:?})"));
         self.drift = (!found.is_empty()).then(|| found.join("; ") + by.as_deref().unwrap_or_default());
+        if !self.families.iter().all(FamilyProxy::is_settled) {
+            // A repair that failed waits as a change does.
+            self.timers.pending_since.get_or_insert(began);
+        }
         if let Some(active) = &self.active {
             self.parameters.apply(&active.settings);
         }

@@ -3,7 +3,7 @@
 //! This thread runs watches, reports and servers on a single-threaded runtime. The engine has its own, because
 //! writing to the kernel blocks, and so has the one that hears of changed rules.
 
-use std::{fs, sync::Arc, thread};
+use std::{fs, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use pointsman_api_client::connect;
@@ -27,6 +27,9 @@ use crate::state::State;
 
 /// Events that wait for the engine; sources pause when there are more.
 const EVENTS: usize = 4096;
+
+/// How long a write that is under way may delay the end. Kubernetes gives a pod 30 seconds.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs the agent until it is told to stop, or cleans up when that was asked for.
 ///
@@ -111,6 +114,7 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         .name("rules".to_owned())
         .spawn(move || rules::follow(&touched))
         .context("starting the thread that hears of changed rules")?;
+    let stop = events_in.clone();
     match &args.manifests {
         Some(directory) => {
             let (directory, node) = (directory.clone(), args.node_name.clone());
@@ -133,7 +137,7 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
 
     let parameters = Parameters::new(&args.proc_sys, &args.state_dir);
     let engine = Engine::new(Arc::new(backend), parameters, log_level, metrics, state_in);
-    let stopped = run_engine(engine, events)?;
+    let mut stopped = run_engine(engine, events)?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     tokio::select! {
@@ -144,7 +148,20 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
             Some(Err(error)) => return Err(error).context("a part of the agent broke"),
             Some(Ok(Ok(()))) | None => bail!("a part of the agent ended by itself"),
         },
-        _ = stopped => bail!("the engine ended by itself"),
+        _ = &mut stopped => bail!("the engine ended by itself"),
+    }
+    // What is being written is written to its end; what has only been heard of waits for the next agent.
+    let ended = async {
+        if stop.send(Event::Stop).await.is_ok() {
+            // An engine that is gone has ended, too.
+            let _ = stopped.await;
+        }
+    };
+    if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {
+        tracing::warn!(
+            "the kernel did not take what was being written within {} s: the next agent will look after it",
+            STOP_LIMIT.as_secs()
+        );
     }
     Ok(())
 }

@@ -35,6 +35,8 @@ pub enum Event {
     ListEnds(Kind),
     /// Somebody else changed the kernel's rules, which may be ours; the name of the program, where it is known.
     RulesTouched(Option<String>),
+    /// The agent ends: nothing more is to be written.
+    Stop,
 }
 
 /// The kinds of objects that a source lists.

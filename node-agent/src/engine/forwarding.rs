@@ -55,7 +55,7 @@ impl Forwarding {
                 self.index.list_ends(kind);
                 self.listed.insert(kind);
             }
-            Event::Assignment(_) | Event::AssignmentUnusable(_) | Event::RulesTouched(_) => {}
+            Event::Assignment(_) | Event::AssignmentUnusable(_) | Event::RulesTouched(_) | Event::Stop => {}
         }
     }
 
