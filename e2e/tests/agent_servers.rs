@@ -1,0 +1,103 @@
+//! The agent's HTTP servers answer as kube-proxy's do.
+
+mod support;
+
+use anyhow::{Result, ensure};
+use pointsman_e2e::{IptablesVariant, http, manifests::Node, traffic::Protocol};
+use serde_json::Value;
+use support::{LIMIT, NODE, Site, cluster_ips, eventually, expect_answers};
+
+#[test]
+fn health_follows_the_node_and_liveness_does_not() -> Result<()> {
+    let site = Site::new(IptablesVariant::Nft)?;
+    let agent = site.start()?;
+    let body = |path: &str| -> Result<(u16, Value)> {
+        let (code, text) = agent.health(path)?;
+        Ok((code, serde_json::from_str(&text)?))
+    };
+    let (code, healthy) = body("/healthz")?;
+    ensure!(code == 200 && healthy["nodeEligible"] == true, "{healthy}");
+    ensure!(
+        healthy["lastUpdated"].is_string() && healthy["currentTime"].is_string(),
+        "{healthy}"
+    );
+    for going in ["taint", "deletion"] {
+        let node = Node::of(&site.node);
+        let node: Value = if going == "taint" {
+            node.taint("ToBeDeletedByClusterAutoscaler").into()
+        } else {
+            let mut node: Value = node.into();
+            node["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            node
+        };
+        site.manifests.put(NODE, [node])?;
+        eventually("/healthz says that the node is going", || {
+            let (code, body) = body("/healthz")?;
+            ensure!(
+                code == 503 && body["nodeEligible"] == false,
+                "{going}: {code} {body}"
+            );
+            Ok(())
+        })?;
+        let (code, alive) = body("/livez")?;
+        ensure!(code == 200, "{going}: the agent itself works: {alive}");
+        // It goes on forwarding.
+        for vip in cluster_ips(Protocol::Tcp) {
+            expect_answers(&site.pod_client(), Protocol::Tcp, vip, &["web-1", "web-2"])?;
+        }
+        site.manifests.put(
+            NODE,
+            [Node::of(&site.node).taint("node.kubernetes.io/unschedulable")],
+        )?;
+        agent.wait_until_healthy(LIMIT)?;
+    }
+    ensure!(agent.metric("kubeproxy_proxy_healthz_total", "code=\"503\"")? > 0.0);
+    ensure!(agent.metric("kubeproxy_proxy_livez_total", "code=\"200\"")? > 0.0);
+    Ok(())
+}
+
+#[test]
+fn mode_settings_and_metrics_are_served_to_the_node_itself() -> Result<()> {
+    let site = Site::new(IptablesVariant::Legacy)?;
+    let agent = site.start()?;
+    ensure!(agent.metrics("/proxyMode")? == (200, "iptables".to_owned()));
+    let (code, configz) = agent.metrics("/configz")?;
+    let configz: Value = serde_json::from_str(&configz)?;
+    let configz = &configz["pointsman.dev"];
+    ensure!(
+        code == 200 && configz["policy"] == "everywhere" && configz["settings"]["syncPeriodSeconds"] == 1,
+        "{configz}"
+    );
+    ensure!(
+        configz["settings"]["nodePortAddresses"][0] == "Primary",
+        "defaults are filled in: {configz}"
+    );
+    let (code, metrics) = agent.metrics("/metrics")?;
+    ensure!(code == 200);
+    for name in [
+        "kubeproxy_sync_proxy_rules_duration_seconds_bucket{",
+        "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds ",
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds ",
+        "kubeproxy_sync_proxy_rules_service_changes_total ",
+        "pointsman_agent_kernel_objects_written_total{ip_family=\"IPv4\"} ",
+        "pointsman_agent_kernel_bytes_written_total{ip_family=\"IPv4\"} ",
+    ] {
+        ensure!(metrics.contains(name), "{name} is not in\n{metrics}");
+    }
+    site.set_endpoints(&[&site.pods[0]])?;
+    for vip in cluster_ips(Protocol::Tcp) {
+        expect_answers(&site.pod_client(), Protocol::Tcp, vip, &["web-1"])?;
+    }
+    let partial = "kubeproxy_sync_partial_proxy_rules_duration_seconds_count";
+    eventually("a change was written as one", || {
+        ensure!(agent.metric(partial, "ip_family=\"IPv4\"")? > 0.0);
+        Ok(())
+    })?;
+    // Health is for load balancers, metrics are for the node: kube-proxy's defaults.
+    let outside = site.outside.namespace();
+    ensure!(http::get(outside, site.node.addresses().at_v4(10256), "/healthz")?.0 == 200);
+    ensure!(http::get(outside, site.node.addresses().at_v4(10249), "/metrics").is_err());
+    ensure!(agent.health("/nonsense")?.0 == 404 && agent.metrics("/nonsense")?.0 == 404);
+    Ok(())
+}
