@@ -9,7 +9,7 @@ pub const APPLIED: &str = "Applied";
 pub const HEALTHY: &str = "Healthy";
 /// NodeProxy: somebody else changed the agent's rules since it last looked; they have been repaired or are being.
 pub const DRIFTED: &str = "Drifted";
-/// NodeProxy: every sysctl and conntrack setting has the value that the policy asks for.
+/// Both: every sysctl and conntrack setting has the value that the policy asks for.
 pub const SYSCTLS_APPLIED: &str = "SysctlsApplied";
 /// NodeProxy: every Service and EndpointSlice could be used in full.
 pub const INPUTS_VALID: &str = "InputsValid";

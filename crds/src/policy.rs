@@ -196,7 +196,7 @@ pub struct ProxyPolicyStatus {
     /// How many nodes are where.
     #[serde(default)]
     pub nodes: NodeCounts,
-    /// Ready, Progressing, Degraded, Conflicted.
+    /// Ready, Progressing, Degraded, Conflicted, SysctlsApplied.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

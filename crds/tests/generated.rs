@@ -125,11 +125,20 @@ fn the_reference_names_every_field_and_every_kernel_parameter() {
     let reference = fs::read_to_string(path).unwrap();
     let crd = serde_json::to_value(ProxyPolicy::crd()).unwrap();
     let mut names = Vec::new();
-    properties(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut names);
+    properties(
+        &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
+        &mut names,
+    );
     assert!(names.len() > 25, "{names:?}");
-    let fields = names.iter().map(String::as_str).filter(|name| !["spec", "status"].contains(name));
+    let fields = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !["spec", "status"].contains(name));
     for name in fields.chain(pointsman_crds::sysctl::ALLOWED.iter().copied()) {
         let quoted = reference.contains(&format!("`{name}`")) || reference.contains(&format!(".{name}`"));
-        assert!(quoted, "docs/reference/proxypolicy.md does not say what {name} is");
+        assert!(
+            quoted,
+            "docs/reference/proxypolicy.md does not say what {name} is"
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! The four conditions of a policy, in words: what is, and what to do about it. Pure.
+//! The five conditions of a policy, in words: what is, and what to do about it. Pure.
 
-use pointsman_crds::conditions::{CONFLICTED, DEGRADED, Observation, PROGRESSING, READY};
+use pointsman_crds::conditions::{CONFLICTED, DEGRADED, Observation, PROGRESSING, READY, SYSCTLS_APPLIED};
 
 use crate::assignment::Why;
 use crate::report::Report;
@@ -142,35 +142,38 @@ pub fn progressing(facts: &Facts<'_>) -> Observation {
 /// Degraded: some node failed to apply the policy, or is not healthy.
 #[must_use]
 pub fn degraded(facts: &Facts<'_>) -> Observation {
-    let failed: Vec<String> = facts
+    let failed: Vec<(&str, &str)> = facts
         .reports
         .iter()
         .filter_map(|(node, report)| match report {
-            Report::Failed { message, .. } => Some(format!("{node}: {}", shortened(message))),
+            Report::Failed { message, .. } => Some((*node, *message)),
             _ => None,
         })
         .collect();
     if failed.is_empty() {
         return Observation::new(DEGRADED, false, "NoFailures", "no node reports a failure");
     }
-    let mut message = format!(
-        "{} of {} failed: {}",
-        failed.len(),
-        nodes(facts.counts().matched),
-        failed
-            .iter()
-            .take(NAMED)
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join("; ")
-    );
-    if failed.len() > NAMED {
-        message.push_str(&format!(
-            "; and {} more (kubectl get nodeproxies)",
-            failed.len() - NAMED
-        ));
-    }
+    let matched = nodes(facts.counts().matched);
+    let message = format!("{} of {matched} failed: {}", failed.len(), quoted(&failed));
     Observation::new(DEGRADED, true, "NodesFailed", message)
+}
+
+/// SysctlsApplied: every kernel parameter has its value on every node. Forwarding does not depend on it, so that
+/// nodes are ready without.
+#[must_use]
+pub fn sysctls_applied(facts: &Facts<'_>) -> Observation {
+    let failed = &facts.sysctl_failures;
+    if failed.is_empty() {
+        let message = "no node reports a kernel parameter that it could not set";
+        return Observation::new(SYSCTLS_APPLIED, true, "NoFailures", message);
+    }
+    let matched = nodes(facts.counts().matched);
+    let message = format!(
+        "on {} of {matched} some kernel parameter does not have its value: {}",
+        failed.len(),
+        quoted(failed)
+    );
+    Observation::new(SYSCTLS_APPLIED, false, "NodesFailed", message)
 }
 
 /// Conflicted: some node that the policy selects follows another policy.
@@ -218,6 +221,22 @@ pub fn conflicted(facts: &Facts<'_>) -> Observation {
         parts.join(", ")
     );
     Observation::new(CONFLICTED, true, "OtherPolicyWins", message)
+}
+
+/// What the first few nodes say, each with its name.
+fn quoted(said: &[(&str, &str)]) -> String {
+    let mut quotes: Vec<String> = said
+        .iter()
+        .take(NAMED)
+        .map(|(node, message)| format!("{node}: {}", shortened(message)))
+        .collect();
+    if said.len() > NAMED {
+        quotes.push(format!(
+            "and {} more (kubectl get nodeproxies)",
+            said.len() - NAMED
+        ));
+    }
+    quotes.join("; ")
 }
 
 fn nodes(count: i32) -> String {

@@ -1,4 +1,4 @@
-//! What a policy's status says: counts, the mode, four conditions. Pure.
+//! What a policy's status says: counts, the mode, five conditions. Pure.
 //!
 //! Nothing in it grows with the number of nodes, and repeating the same facts gives the same status, so that
 //! nothing is written without a change.
@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
-use pointsman_crds::conditions;
+use pointsman_crds::conditions::{self, SYSCTLS_APPLIED};
 use pointsman_crds::{Mode, NodeCounts, NodeProxySpec, ProxyPolicy, ProxyPolicyStatus};
 
 use crate::assignment::Share;
@@ -25,6 +25,8 @@ pub struct Facts<'a> {
     pub revision: &'a str,
     /// Its nodes by name, with where they are.
     pub reports: Vec<(&'a str, Report<'a>)>,
+    /// The nodes where some kernel parameter does not have its value, with what they say of it.
+    pub sysctl_failures: Vec<(&'a str, &'a str)>,
 }
 
 /// Works out the status of a policy whose nodes are to have `wanted`.
@@ -41,11 +43,23 @@ pub fn status(
         .iter()
         .map(|node| (*node, Report::read(wanted, node_proxies.get(*node))))
         .collect();
+    let sysctl_failures = share
+        .nodes
+        .iter()
+        .filter_map(|node| {
+            let conditions = &node_proxies.get(*node)?.status.conditions;
+            let condition = conditions
+                .iter()
+                .find(|condition| condition.type_ == SYSCTLS_APPLIED && condition.status == "False")?;
+            Some((*node, condition.message.as_str()))
+        })
+        .collect();
     let facts = Facts {
         share,
         auto: policy.spec.mode == Mode::Auto,
         revision: &wanted.revision,
         reports,
+        sysctl_failures,
     };
     let before = policy
         .status
@@ -57,6 +71,7 @@ pub fn status(
         explain::progressing(&facts),
         explain::degraded(&facts),
         explain::conflicted(&facts),
+        explain::sysctls_applied(&facts),
     ];
     ProxyPolicyStatus {
         observed_generation: policy.metadata.generation,

@@ -139,7 +139,10 @@ fn a_policy_whose_nodes_all_run_it_is_ready_and_says_what_auto_became() {
         .iter()
         .map(|condition| condition.type_.as_str())
         .collect();
-    assert_eq!(order, ["Ready", "Progressing", "Degraded", "Conflicted"]);
+    assert_eq!(
+        order,
+        ["Ready", "Progressing", "Degraded", "Conflicted", "SysctlsApplied"]
+    );
 
     let chosen = policy("p", &json!({"mode": "IPTables"}));
     let status = status_of(std::slice::from_ref(&chosen), &[Some(healthy(&chosen))]);
@@ -312,4 +315,26 @@ fn the_same_facts_later_give_the_same_status() {
         status(&auto, &wanted(&auto), &assignment.shares["p"], &known, later),
         first
     );
+}
+
+#[test]
+fn kernel_parameters_that_could_not_be_set_are_told_and_their_nodes_ready_all_the_same() {
+    let chosen = policy("p", &json!({"mode": "IPTables"}));
+    let without = condition(
+        "SysctlsApplied",
+        "False",
+        "nf_conntrack_max cannot be written here",
+    );
+    let lacking = applied(&chosen, "IPTables", &[condition("Healthy", "True", ""), without]);
+    let status = status_of(
+        std::slice::from_ref(&chosen),
+        &[Some(healthy(&chosen)), Some(lacking)],
+    );
+    assert_eq!(
+        said(&status, "SysctlsApplied"),
+        "False NodesFailed on 1 of 2 nodes some kernel parameter does not have its value: n2: nf_conntrack_max cannot be written here"
+    );
+    assert_eq!(status.nodes.ready, 2);
+    let status = status_of(std::slice::from_ref(&chosen), &[Some(healthy(&chosen))]);
+    assert!(said(&status, "SysctlsApplied").starts_with("True NoFailures"));
 }
