@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use std::sync::atomic::AtomicU64;
 
 use crate::index::Changes;
+use crate::source::Kind;
 
 /// How much of the table a write was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,19 @@ struct Code {
     code: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Watched {
+    kind: WatchedKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum WatchedKind {
+    Service,
+    EndpointSlice,
+    Node,
+    NodeProxy,
+}
+
 type Durations = Labelled<IpFamily, Histogram, fn() -> Histogram>;
 
 /// Every metric of the agent.
@@ -60,6 +74,7 @@ pub struct Metrics {
     drifts: Labelled<IpFamily, Counter>,
     healthz: Labelled<Code, Counter>,
     livez: Labelled<Code, Counter>,
+    watch_failures: Labelled<Watched, Counter>,
     status_writes: Counter,
     status_failures: Counter,
 }
@@ -97,6 +112,7 @@ impl Default for Metrics {
             drifts: Labelled::default(),
             healthz: Labelled::default(),
             livez: Labelled::default(),
+            watch_failures: Labelled::default(),
             status_writes: Counter::default(),
             status_failures: Counter::default(),
         };
@@ -186,6 +202,11 @@ impl Metrics {
             self.drifts.clone(),
         );
         own.register(
+            "watch_failures",
+            "Watches of the API server that failed and were tried again",
+            self.watch_failures.clone(),
+        );
+        own.register(
             "status_writes",
             "Writes of the NodeProxy's status",
             self.status_writes.clone(),
@@ -253,6 +274,17 @@ impl Metrics {
     pub fn probed(&self, livez: bool, code: u16) {
         let answers = if livez { &self.livez } else { &self.healthz };
         answers.get_or_create(&Code { code }).inc();
+    }
+
+    /// A watch of the API server failed and is tried again.
+    pub fn watch_failed(&self, kind: Kind) {
+        let kind = match kind {
+            Kind::Services => WatchedKind::Service,
+            Kind::Slices => WatchedKind::EndpointSlice,
+            Kind::Node => WatchedKind::Node,
+            Kind::Assignment => WatchedKind::NodeProxy,
+        };
+        self.watch_failures.get_or_create(&Watched { kind }).inc();
     }
 
     /// The status was written, or could not be.

@@ -122,7 +122,12 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         }
         None => {
             let client = connect(args.kubeconfig.as_deref()).await?;
-            let watches = api::watch_all(client.clone(), args.node_name.clone(), events_in);
+            let watches = api::watch_all(
+                client.clone(),
+                args.node_name.clone(),
+                events_in,
+                Arc::clone(&metrics),
+            );
             tasks.spawn(async {
                 watches.await;
                 Ok(())

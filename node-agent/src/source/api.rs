@@ -5,14 +5,21 @@ use kube::runtime::watcher::{Config, Event as WatchEvent};
 use kube::{Api, Client};
 use pointsman_api_client::{Heard, follow, list_strategy};
 use pointsman_crds::NodeProxy;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc::Sender;
+
+use crate::metrics::Metrics;
 
 use super::objects::{HEADLESS_LABEL, PROXY_NAME_LABEL, SlimNode, SlimService, SlimSlice};
 use super::{Assignment, Event, Kind, Parsed};
 
 /// Watches everything that the node needs, for as long as `events` is open.
-pub async fn watch_all(client: Client, node: String, events: Sender<Event>) {
+pub async fn watch_all(client: Client, node: String, events: Sender<Event>, metrics: Arc<Metrics>) {
+    let troubles = Troubles {
+        said: Mutex::default(),
+        metrics,
+    };
     let strategy = list_strategy(&client).await;
     let services = Config::default().labels(&format!("!{PROXY_NAME_LABEL},!{HEADLESS_LABEL}"));
     let slices = Config::default().labels(&format!("!{HEADLESS_LABEL}"));
@@ -25,7 +32,7 @@ pub async fn watch_all(client: Client, node: String, events: Sender<Event>) {
         strategy.clone(),
         all,
         |heard| {
-            event(
+            troubles.event(
                 Kind::Services,
                 heard,
                 |service: SlimService| Event::Service(service.name(), service.parse()),
@@ -35,7 +42,7 @@ pub async fn watch_all(client: Client, node: String, events: Sender<Event>) {
     );
     let all = events.clone();
     let slices = follow(Api::all(client.clone()), slices, strategy.clone(), all, |heard| {
-        event(
+        troubles.event(
             Kind::Slices,
             heard,
             |slice: SlimSlice| Event::Slice(slice.name(), slice.parse(&node)),
@@ -49,7 +56,7 @@ pub async fn watch_all(client: Client, node: String, events: Sender<Event>) {
         strategy.clone(),
         all,
         |heard| {
-            event(
+            troubles.event(
                 Kind::Node,
                 heard,
                 |node: SlimNode| Event::Node(Some(node.parse())),
@@ -58,29 +65,50 @@ pub async fn watch_all(client: Client, node: String, events: Sender<Event>) {
         },
     );
     let proxies = follow(Api::all(client), own, strategy, events, |heard| {
-        event(Kind::Assignment, heard, assignment, |_| Event::Assignment(None))
+        troubles.event(Kind::Assignment, heard, assignment, |_| Event::Assignment(None))
     });
     // They end only when nobody listens any more.
     tokio::join!(services, slices, nodes, proxies);
 }
 
-/// What is heard of a kind, as an event.
-fn event<K>(
-    kind: Kind,
-    heard: Heard<K>,
-    applied: impl Fn(K) -> Event,
-    deleted: impl Fn(K) -> Event,
-) -> Option<Event> {
-    Some(match heard {
-        Heard::Event(WatchEvent::Init) => Event::ListBegins(kind),
-        Heard::Event(WatchEvent::InitApply(object) | WatchEvent::Apply(object)) => applied(object),
-        Heard::Event(WatchEvent::Delete(object)) => deleted(object),
-        Heard::Event(WatchEvent::InitDone) => Event::ListEnds(kind),
-        Heard::Trouble(text) => {
-            tracing::warn!(?kind, "the watch fails, trying on: {text}");
-            return None;
+/// How the watches go: what is wrong is logged when it is news.
+struct Troubles {
+    said: Mutex<HashMap<Kind, String>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Troubles {
+    /// What is heard of a kind, as an event.
+    fn event<K>(
+        &self,
+        kind: Kind,
+        heard: Heard<K>,
+        applied: impl Fn(K) -> Event,
+        deleted: impl Fn(K) -> Event,
+    ) -> Option<Event> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = match heard {
+            Heard::Event(event) => event,
+            Heard::Trouble(text) => {
+                self.metrics.watch_failed(kind);
+                if said.get(&kind) != Some(&text) {
+                    tracing::warn!(?kind, "the watch fails, trying on: {text}");
+                    said.insert(kind, text);
+                }
+                return None;
+            }
+        };
+        // A new try begins with this mark, whether or not it succeeds.
+        if !matches!(event, WatchEvent::Init) && said.remove(&kind).is_some() {
+            tracing::info!(?kind, "the watch works again");
         }
-    })
+        Some(match event {
+            WatchEvent::Init => Event::ListBegins(kind),
+            WatchEvent::InitApply(object) | WatchEvent::Apply(object) => applied(object),
+            WatchEvent::Delete(object) => deleted(object),
+            WatchEvent::InitDone => Event::ListEnds(kind),
+        })
+    }
 }
 
 /// What a NodeProxy asks for; nothing when it is being deleted. Guarded: a newer operator may write a mode that
