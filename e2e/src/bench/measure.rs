@@ -20,8 +20,9 @@ const IDLE: Duration = Duration::from_secs(5);
 const GAP: Duration = Duration::from_millis(150);
 /// Connections to each probe, for the time of first packets.
 const FIRST_PACKETS: usize = 300;
-/// How long connections are counted.
-const CONNECTIONS: Duration = Duration::from_secs(3);
+/// How often, and how long, connections are counted.
+const RATES: usize = 5;
+const RATE: Duration = Duration::from_secs(1);
 
 const FULL_SYNC_METRIC: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds";
 const PARTIAL_SYNC_METRIC: &str = "kubeproxy_sync_partial_proxy_rules_duration_seconds";
@@ -47,6 +48,9 @@ pub fn measure(
         ..Side::default()
     };
 
+    let direct: Vec<_> = load.probes().iter().map(|probe| probe.direct).collect();
+    let bare = packets::first_packets(bed.observer.namespace(), &direct, FIRST_PACKETS)?;
+    side.bare_first_packet_us = Summary::of(bare.into_iter().flatten());
     say("full sync");
     let running = full_sync(&bed, load, contest, subject, &mut side)?;
     say(&format!("synced in {:.0} ms; idle", side.full_sync_ms));
@@ -113,7 +117,13 @@ fn full_sync(
             .wait_for(probe.vip, probe.backend(), limit, || Ok(()));
         found.with_context(log)?;
     }
-    while !running.is_healthy() {
+    let is_synced = |text: &str| {
+        let count = format!("{FULL_SYNC_METRIC}_count");
+        metrics::sum_with(text, &count, "ip_family=\"IPv4\"").is_some_and(|syncs| syncs >= 1.0)
+    };
+    // kube-proxy calls itself healthy before its first sync, and a table may be in force before whoever wrote it has
+    // ended: only its metric says that it is done.
+    while !(running.is_healthy() && running.metrics().is_ok_and(|text| is_synced(&text))) {
         interrupt::check()?;
         anyhow::ensure!(began.elapsed() < limit, "not healthy: {}", log());
         std::thread::sleep(Duration::from_millis(5));
@@ -201,17 +211,21 @@ fn changes_of(
 fn packets_of(bed: &Bed<'_>, load: &Load, side: &mut Side) -> Result<()> {
     let pod = bed.observer.namespace();
     let vips: Vec<_> = load.probes().iter().map(|probe| probe.vip).collect();
-    let times = packets::first_packets(pod, &vips, FIRST_PACKETS)?;
+    let direct = load.probes().iter().map(|probe| probe.direct);
+    // In turns with the way past the Services: what disturbs the machine disturbs both.
+    let targets: Vec<_> = vips.iter().copied().chain(direct).collect();
+    let mut times = packets::first_packets(pod, &targets, FIRST_PACKETS)?;
+    let direct = times.split_off(vips.len());
     side.first_packet_us_by_service = times
         .iter()
         .map(|times| Summary::of(times.iter().copied()))
         .collect();
     side.first_packet_us = Summary::of(times.into_iter().flatten());
-    let direct: Vec<_> = load.probes().iter().map(|probe| probe.direct).collect();
-    let times = packets::first_packets(pod, &direct, FIRST_PACKETS)?;
-    side.direct_first_packet_us = Summary::of(times.into_iter().flatten());
-    let rate = packets::connections_per_second(pod, &vips, CONNECTIONS)?;
-    side.connections_per_second = rate.per_second.round();
-    side.connections_failed = rate.failed;
+    side.direct_first_packet_us = Summary::of(direct.into_iter().flatten());
+    let rates = (0..RATES).map(|_| packets::connections_per_second(pod, &vips, RATE));
+    let rates: Vec<_> = rates.collect::<Result<_>>()?;
+    // The middle one: a second in which the machine was disturbed does not count.
+    side.connections_per_second = Summary::of(rates.iter().map(|rate| rate.per_second)).p50.round();
+    side.connections_failed = rates.iter().map(|rate| rate.failed).sum();
     Ok(())
 }

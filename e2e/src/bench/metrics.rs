@@ -3,15 +3,24 @@
 /// The sum of all samples of a metric, whatever their labels; none when there is no sample.
 #[must_use]
 pub fn sum(text: &str, name: &str) -> Option<f64> {
-    let samples = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let value = match rest.strip_prefix('{') {
-            // A label's value may hold a brace; what is after the last one is the value.
-            Some(labelled) => labelled.rsplit_once('}')?.1,
-            None => rest.strip_prefix(' ')?,
-        };
-        value.split_whitespace().next()?.parse::<f64>().ok()
-    });
+    sum_with(text, name, "")
+}
+
+/// The sum of the samples that have this label, written as in the text: `ip_family="IPv4"`.
+#[must_use]
+pub fn sum_with(text: &str, name: &str, label: &str) -> Option<f64> {
+    let samples = text
+        .lines()
+        .filter(|line| line.contains(label))
+        .filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = match rest.strip_prefix('{') {
+                // A label's value may hold a brace; what is after the last one is the value.
+                Some(labelled) => labelled.rsplit_once('}')?.1,
+                None => rest.strip_prefix(' ')?,
+            };
+            value.split_whitespace().next()?.parse::<f64>().ok()
+        });
     samples.fold(None, |sum: Option<f64>, value| Some(sum.unwrap_or(0.0) + value))
 }
 
@@ -36,6 +45,7 @@ mod tests {
         assert_eq!(sum(TEXT, "a_seconds_sum"), Some(1.75));
         assert_eq!(sum(TEXT, "plain"), Some(300.0));
         assert_eq!(sum(TEXT, "a_seconds"), None);
+        assert_eq!(sum_with(TEXT, "a_seconds_sum", "ip_family=\"IPv6\""), Some(0.25));
         assert_eq!(growth("plain 100\n", TEXT, "plain"), Some(200.0));
         assert_eq!(growth("", TEXT, "plain"), Some(300.0));
     }

@@ -41,7 +41,8 @@ const READING: Reading = Reading {
                 time is late by at most that and one connection (about 0.2 ms); 0 when the kernel had it before the \
                 answer was here",
     full_sync_ms: "from the start of the process until a connection through each of the probe Services, which are \
-                   spread from the first to the last, reaches its endpoint and /healthz is 200",
+                   spread from the first to the last, reaches its endpoint, /healthz is 200 and the program's own metric \
+                   counts a finished full sync",
     ratios: "kube-proxy's figure divided by ours (connections_per_second: ours divided by kube-proxy's): above 1, \
              ours is better",
 };
@@ -115,9 +116,14 @@ pub struct Side {
     pub first_packet_us: Summary,
     /// The same for each probe, in the order of creation, the first and the last Service among them.
     pub first_packet_us_by_service: Vec<Summary>,
-    /// connect(2) to the endpoint itself, past the Service, through the same node.
+    /// connect(2) to the endpoint itself through the same node, measured in turns with `first_packet_us`: a new
+    /// connection that is to no Service. Where rules are a list it passes all of them, and takes longer than one that
+    /// finds its Service half way.
     pub direct_first_packet_us: Summary,
-    /// New connections through the probes' addresses, one after the other by two clients.
+    /// The same before the program was started: a node without rules and without connection tracking.
+    pub bare_first_packet_us: Summary,
+    /// New connections through the probes' addresses, one after the other by two clients: the middle one of five
+    /// seconds.
     pub connections_per_second: f64,
     /// Those of them that were not answered.
     pub connections_failed: u64,

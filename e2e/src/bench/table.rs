@@ -57,8 +57,13 @@ pub fn render(run: &Run) -> String {
             ratios.first_packet_us_p99,
         ),
         Row(
-            "  without the Service p50, us",
+            "  not to a Service p50, us",
             |side| side.direct_first_packet_us.p50,
+            None,
+        ),
+        Row(
+            "  without any rules p50, us",
+            |side| side.bare_first_packet_us.p50,
             None,
         ),
         Row(
