@@ -94,17 +94,23 @@ impl Peer {
         })
     }
 
-    /// Waits until its health check says that it has synced.
+    /// Waits until it has synced. Its health check alone is good before that.
     ///
     /// # Errors
     /// With the end of its log, when it ends or `limit` passes first.
     pub fn wait_until_healthy(&self, limit: Duration) -> Result<()> {
         self.process.wait_until("be healthy", limit, || {
-            matches!(
-                http::get(&self.namespace, local(HEALTH_PORT), "/healthz"),
-                Ok((200, _))
-            )
+            let healthy = http::get(&self.namespace, local(HEALTH_PORT), "/healthz");
+            matches!(healthy, Ok((200, _))) && self.has_synced()
         })
+    }
+
+    /// Whether its own metrics count a finished sync.
+    fn has_synced(&self) -> bool {
+        let counts = |line: &str| {
+            line.starts_with("kubeproxy_sync_proxy_rules_duration_seconds_count") && !line.ends_with(" 0")
+        };
+        self.metrics().is_ok_and(|metrics| metrics.lines().any(counts))
     }
 
     /// Its metrics, in Prometheus' text format.
@@ -129,7 +135,8 @@ fn local(port: u16) -> SocketAddr {
 }
 
 fn configuration(control_plane: &ControlPlane, node: &NodeNet, options: &PeerOptions) -> serde_json::Value {
-    let period = format!("{}ms", options.min_sync_period.as_millis());
+    // It takes 0 for its default of 1 s (SetDefaults_KubeProxyConfiguration).
+    let period = format!("{}ms", options.min_sync_period.as_millis().max(1));
     let sync = json!({"minSyncPeriod": period, "syncPeriod": "30s"});
     let mut config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
