@@ -1,7 +1,12 @@
 //! The agent's two HTTP servers, with kube-proxy's paths: health for the outside (10256), and metrics, mode and
 //! settings for the node itself (10249).
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use axum::extract::State as Shared;
@@ -25,14 +30,29 @@ pub struct Sources {
     pub metrics: Arc<Metrics>,
 }
 
+/// For how long an address that is taken is tried again: an agent before this one may just be ending, and after
+/// SIGKILL a child that it was about to start has its sockets for a moment (between fork and exec).
+const TAKEN: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Opens an address to listen on.
 ///
 /// # Errors
-/// When the address is taken or not the machine's.
+/// When the address is taken for longer than two seconds or not the machine's.
 pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("listening on {address} ({flag}): is another proxy of this node, kube-proxy for example, using it?")
-    })
+    let deadline = Instant::now() + TAKEN;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            bound => {
+                return bound.with_context(|| {
+                    format!("listening on {address} ({flag}): is another proxy of this node, kube-proxy for example, using it?")
+                });
+            }
+        }
+    }
 }
 
 /// Serves `/healthz` and `/livez`.
