@@ -341,7 +341,10 @@ fn without_a_policy_the_rules_go_and_connections_live_on(variant: IptablesVarian
             Ok(())
         })?;
         held.iter_mut().try_for_each(|held| held.ping().map(drop))?;
-        ensure!(agent.metrics("/proxyMode")? == (200, "iptables".to_owned()));
+        eventually("the mode is told", || {
+            ensure!(agent.metrics("/proxyMode")? == (200, "iptables".to_owned()));
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -392,6 +395,9 @@ fn an_agent_without_a_policy_waits_for_one(variant: IptablesVariant) -> Result<(
     for vip in cluster_ips(Protocol::Tcp) {
         expect_answers(&site.pod_client(), Protocol::Tcp, vip, &["web-1", "web-2"])?;
     }
-    ensure!(agent.metrics("/proxyMode")? == (200, "iptables".to_owned()));
+    eventually("the mode is told", || {
+        ensure!(agent.metrics("/proxyMode")? == (200, "iptables".to_owned()));
+        Ok(())
+    })?;
     Ok(())
 }

@@ -2,8 +2,10 @@
 //! fed by manifests.
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(clippy::print_stdout, reason = "shown with tests that fail")]
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
@@ -230,6 +232,18 @@ impl Site {
     /// How many connections and datagrams the servers have answered.
     pub fn answered(&self) -> u64 {
         self.servers.iter().map(Server::answered).sum()
+    }
+}
+
+impl Drop for Site {
+    /// What the agents said is shown with a test that failed, and with no other: cargo keeps it back.
+    fn drop(&mut self) {
+        let log = fs::read_to_string(self.node.folder().file("pointsman-agent.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        println!("---- the end of the agents' log:");
+        for line in &lines[lines.len().saturating_sub(60)..] {
+            println!("{line}");
+        }
     }
 }
 
