@@ -55,7 +55,13 @@ pub fn find(binary: Binary) -> Result<PathBuf> {
         command.arg("--target-dir").arg(&target);
         // What cargo tells the test that it runs. Build scripts read the same names: ring's would see a change here,
         // and its change back outside, and be built anew each time with all that depends on it.
-        let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        let told = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+            "CARGO_PRIMARY_",
+        ];
         for (name, _) in env::vars_os() {
             let is_told = |name: &str| told.iter().any(|prefix| name.starts_with(prefix));
             if name.to_str().is_some_and(is_told) {

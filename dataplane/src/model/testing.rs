@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Context, Endpoint, EndpointPort, EndpointSlice, Family, NodeFacts, NodePortAddresses, Protocol, Service, ServiceName,
-    ServicePort, Settings,
+    Context, Endpoint, EndpointPort, EndpointSlice, Family, NodeFacts, NodePortAddresses, Protocol, Service,
+    ServiceName, ServicePort, Settings,
 };
 
 pub(super) fn ip(text: &str) -> IpAddr {
@@ -24,26 +24,44 @@ pub(super) fn service(name: &str, cluster_ips: &[&str]) -> Service {
 }
 
 pub(super) fn port(name: &str, protocol: Protocol, number: u16) -> ServicePort {
-    ServicePort { name: name.into(), protocol, port: number, node_port: None }
+    ServicePort {
+        name: name.into(),
+        protocol,
+        port: number,
+        node_port: None,
+    }
 }
 
 /// A slice with ready endpoints on the unnamed TCP port 8080.
 pub(super) fn slice(addresses: &[&str]) -> EndpointSlice {
     EndpointSlice {
         family: Family::of(ip(addresses.first().unwrap_or(&"10.0.0.1"))),
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: vec![EndpointPort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 8080,
+        }],
         endpoints: addresses.iter().map(|text| ready(text)).collect(),
     }
 }
 
 pub(super) fn ready(address: &str) -> Endpoint {
-    Endpoint { address: ip(address), ready: true, serving: true, terminating: false, local: false }
+    Endpoint {
+        address: ip(address),
+        ready: true,
+        serving: true,
+        terminating: false,
+        local: false,
+    }
 }
 
 /// A node 192.168.0.1 with pods in 10.244.1.0/24, NodePorts on its primary address.
 pub(super) fn context() -> Context {
     Context {
-        settings: Settings { node_port_addresses: vec![NodePortAddresses::Primary], ..Settings::default() },
+        settings: Settings {
+            node_port_addresses: vec![NodePortAddresses::Primary],
+            ..Settings::default()
+        },
         node: NodeFacts {
             internal_ips: vec![ip("192.168.0.1"), ip("fd00::1")],
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],

@@ -86,11 +86,16 @@ impl Watch {
         loop {
             let datagram = match self.socket.recv_from_full() {
                 Ok((datagram, _)) => datagram,
-                Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => return Ok(Vec::new()),
+                Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {
+                    return Ok(Vec::new());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let foreign: Vec<_> = transactions(&datagram).into_iter().filter(|change| !change.is_ours()).collect();
+            let foreign: Vec<_> = transactions(&datagram)
+                .into_iter()
+                .filter(|change| !change.is_ours())
+                .collect();
             if !foreign.is_empty() {
                 return Ok(foreign);
             }
@@ -105,10 +110,15 @@ pub fn transactions(datagram: &[u8]) -> Vec<Transaction> {
     let mut rest = datagram;
     while let Some(length) = word(rest, 0) {
         let length = length as usize;
-        let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else { break };
+        let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else {
+            break;
+        };
         if half_word(message, 4) == Some((NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_NEWGEN) {
             let port = word(message, 12).unwrap_or_default();
-            found.push(transaction(port, message.get(HEADER + FAMILY_HEADER..).unwrap_or_default()));
+            found.push(transaction(
+                port,
+                message.get(HEADER + FAMILY_HEADER..).unwrap_or_default(),
+            ));
         }
         rest = rest.get(aligned(length)..).unwrap_or_default();
     }
@@ -116,10 +126,16 @@ pub fn transactions(datagram: &[u8]) -> Vec<Transaction> {
 }
 
 fn transaction(port: u32, mut attributes: &[u8]) -> Transaction {
-    let mut transaction = Transaction { port, process: None, name: String::new() };
+    let mut transaction = Transaction {
+        port,
+        process: None,
+        name: String::new(),
+    };
     while let (Some(length), Some(kind)) = (half_word(attributes, 0), half_word(attributes, 2)) {
         let length = usize::from(length);
-        let Some(value) = attributes.get(4..length) else { break };
+        let Some(value) = attributes.get(4..length) else {
+            break;
+        };
         match kind {
             // Attributes of nf_tables are in network byte order.
             NFTA_GEN_PROC_PID => transaction.process = value.try_into().ok().map(u32::from_be_bytes),
@@ -162,7 +178,10 @@ mod tests {
             payload.extend_from_slice(value);
             payload.resize(aligned(payload.len()), 0);
         }
-        let mut message = u32::try_from(HEADER + payload.len()).unwrap().to_ne_bytes().to_vec();
+        let mut message = u32::try_from(HEADER + payload.len())
+            .unwrap()
+            .to_ne_bytes()
+            .to_vec();
         message.extend(kind.to_ne_bytes());
         message.extend([0; 6]);
         message.extend(port.to_ne_bytes());
@@ -173,14 +192,26 @@ mod tests {
     #[test]
     fn the_end_of_a_transaction_names_who_sent_it() {
         let mut datagram = message((10 << 8) | 6, 1, &[(1, b"rule")]);
-        datagram.extend(message((10 << 8) | 15, 42, &[(1, &[0, 0, 0, 9]), (2, &[0, 0, 1, 0]), (3, b"nft\0")]));
-        let expected = Transaction { port: 42, process: Some(256), name: "nft".to_owned() };
+        datagram.extend(message(
+            (10 << 8) | 15,
+            42,
+            &[(1, &[0, 0, 0, 9]), (2, &[0, 0, 1, 0]), (3, b"nft\0")],
+        ));
+        let expected = Transaction {
+            port: 42,
+            process: Some(256),
+            name: "nft".to_owned(),
+        };
         assert_eq!(transactions(&datagram), [expected]);
     }
 
     #[test]
     fn our_own_programs_are_told_apart() {
-        let transaction = |port, process| Transaction { port, process: Some(process), name: String::new() };
+        let transaction = |port, process| Transaction {
+            port,
+            process: Some(process),
+            name: String::new(),
+        };
         note_ours(4_000_001);
         assert!(transaction(4_000_001, 7).is_ours() && transaction(7, 4_000_001).is_ours());
         assert!(!transaction(7, 8).is_ours());

@@ -9,7 +9,12 @@ use crate::model::{Destination, EndpointSlice, Family, Protocol, Service, compil
 fn key(address: &str) -> FrontendKey {
     let address = ip(address);
     let destination = Destination::Address(address);
-    FrontendKey { family: Family::of(address), destination, protocol: Protocol::Tcp, port: 80 }
+    FrontendKey {
+        family: Family::of(address),
+        destination,
+        protocol: Protocol::Tcp,
+        port: 80,
+    }
 }
 
 fn put(table: &mut ForwardingTable, diff: &mut Diff, service: &Service, slice: &EndpointSlice) {
@@ -17,7 +22,9 @@ fn put(table: &mut ForwardingTable, diff: &mut Diff, service: &Service, slice: &
 }
 
 fn owner(table: &ForwardingTable, address: &str) -> Option<String> {
-    table.frontend(&key(address)).map(|frontend| frontend.owner.to_string())
+    table
+        .frontend(&key(address))
+        .map(|frontend| frontend.owner.to_string())
 }
 
 #[test]
@@ -25,7 +32,10 @@ fn a_change_of_one_endpoint_is_one_changed_pool() {
     let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
     let web = service("web", &["10.96.0.1"]);
     put(&mut table, &mut diff, &web, &slice(&["10.0.1.1", "10.0.1.2"]));
-    assert_eq!((diff.frontends.len(), diff.pools.len(), table.endpoint_count()), (1, 1, 2));
+    assert_eq!(
+        (diff.frontends.len(), diff.pools.len(), table.endpoint_count()),
+        (1, 1, 2)
+    );
     let mut diff = Diff::default();
     put(&mut table, &mut diff, &web, &slice(&["10.0.1.1", "10.0.1.3"]));
     assert_eq!((diff.frontends.len(), diff.pools.len()), (0, 1));
@@ -41,7 +51,10 @@ fn there_and_back_is_no_change() {
     put(&mut table, &mut diff, &web, &slice(&["10.0.1.1"]));
     table.remove(&web.name, &mut diff);
     assert!(diff.is_empty());
-    assert_eq!((table.digest(), table.service_count(), table.endpoint_count()), (0, 0, 0));
+    assert_eq!(
+        (table.digest(), table.service_count(), table.endpoint_count()),
+        (0, 0, 0)
+    );
 }
 
 #[test]
@@ -75,8 +88,16 @@ fn an_external_ip_never_takes_a_cluster_ip_over() {
 /// What may happen to a table.
 #[derive(Clone, Debug)]
 enum Step {
-    Set { service: u8, address: u8, shared: bool, created: u8, endpoints: Vec<u8> },
-    Remove { service: u8 },
+    Set {
+        service: u8,
+        address: u8,
+        shared: bool,
+        created: u8,
+        endpoints: Vec<u8>,
+    },
+    Remove {
+        service: u8,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -91,7 +112,13 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn take(table: &mut ForwardingTable, diff: &mut Diff, step: &Step) {
     match step {
-        Step::Set { service: number, address, shared, created, endpoints } => {
+        Step::Set {
+            service: number,
+            address,
+            shared,
+            created,
+            endpoints,
+        } => {
             let mut one = service(&format!("s{number}"), &[&format!("10.96.0.{address}")]);
             one.created = i64::from(*created);
             if *shared {
@@ -108,8 +135,17 @@ fn take(table: &mut ForwardingTable, diff: &mut Diff, step: &Step) {
 type Content = (BTreeMap<FrontendKey, Frontend>, BTreeMap<PoolKey, Arc<Pool>>);
 
 fn content(table: &ForwardingTable) -> Content {
-    let frontends = table.frontends().map(|(key, frontend)| (*key, frontend.clone())).collect();
-    (frontends, table.pools().map(|(key, pool)| (key.clone(), Arc::clone(pool))).collect())
+    let frontends = table
+        .frontends()
+        .map(|(key, frontend)| (*key, frontend.clone()))
+        .collect();
+    (
+        frontends,
+        table
+            .pools()
+            .map(|(key, pool)| (key.clone(), Arc::clone(pool)))
+            .collect(),
+    )
 }
 
 /// Does to a copy of the content what a diff says, as a backend would.

@@ -22,7 +22,13 @@ fn table(change: impl FnOnce(&mut Context)) -> ForwardingTable {
 
 fn packet(source: &str, interface: Option<&str>, destination: &str, port: u16) -> Packet {
     let ingress = interface.map_or(Ingress::Host, |name| Ingress::Interface(name.to_owned()));
-    Packet { source: ip(source), destination: ip(destination), protocol: Protocol::Tcp, port, ingress }
+    Packet {
+        source: ip(source),
+        destination: ip(destination),
+        protocol: Protocol::Tcp,
+        port,
+        ingress,
+    }
 }
 
 /// For each target whether it is masqueraded.
@@ -36,49 +42,89 @@ fn masqueraded(table: &ForwardingTable, packet: &Packet) -> Vec<bool> {
 #[test]
 fn a_cluster_ip_keeps_a_pods_source_and_hides_everybody_elses() {
     let table = table(|_| {});
-    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "10.96.0.1", 80)), [false, false]);
-    assert_eq!(masqueraded(&table, &packet("192.168.0.1", None, "10.96.0.1", 80)), [true, true]);
-    assert_eq!(masqueraded(&table, &packet("192.168.0.77", Some("eth0"), "10.96.0.1", 80)), [true, true]);
+    assert_eq!(
+        masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "10.96.0.1", 80)),
+        [false, false]
+    );
+    assert_eq!(
+        masqueraded(&table, &packet("192.168.0.1", None, "10.96.0.1", 80)),
+        [true, true]
+    );
+    assert_eq!(
+        masqueraded(&table, &packet("192.168.0.77", Some("eth0"), "10.96.0.1", 80)),
+        [true, true]
+    );
 }
 
 #[test]
 fn a_pod_that_reaches_itself_is_masqueraded() {
     let table = table(|_| {});
-    assert_eq!(masqueraded(&table, &packet("10.244.1.5", Some("veth0"), "10.96.0.1", 80)), [true, false]);
+    assert_eq!(
+        masqueraded(&table, &packet("10.244.1.5", Some("veth0"), "10.96.0.1", 80)),
+        [true, false]
+    );
 }
 
 #[test]
 fn without_a_way_to_tell_pods_nobody_is_masqueraded_towards_cluster_ips() {
     let table = table(|context| context.node.pod_cidrs.clear());
-    assert_eq!(masqueraded(&table, &packet("192.168.0.77", Some("eth0"), "10.96.0.1", 80)), [false, false]);
+    assert_eq!(
+        masqueraded(&table, &packet("192.168.0.77", Some("eth0"), "10.96.0.1", 80)),
+        [false, false]
+    );
 }
 
 #[test]
 fn pods_can_be_told_by_interface() {
-    let table = table(|context| context.settings.detect_local = DetectLocal::InterfaceNamePrefix("veth".into()));
-    assert_eq!(masqueraded(&table, &packet("10.9.9.9", Some("veth7"), "10.96.0.1", 80)), [false, false]);
-    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("eth0"), "10.96.0.1", 80)), [true, true]);
+    let table =
+        table(|context| context.settings.detect_local = DetectLocal::InterfaceNamePrefix("veth".into()));
+    assert_eq!(
+        masqueraded(&table, &packet("10.9.9.9", Some("veth7"), "10.96.0.1", 80)),
+        [false, false]
+    );
+    assert_eq!(
+        masqueraded(&table, &packet("10.244.1.9", Some("eth0"), "10.96.0.1", 80)),
+        [true, true]
+    );
 }
 
 #[test]
 fn masquerade_all_hides_pods_too() {
     let table = table(|context| context.settings.masquerade_all = true);
-    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "10.96.0.1", 80)), [true, true]);
+    assert_eq!(
+        masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "10.96.0.1", 80)),
+        [true, true]
+    );
 }
 
 #[test]
 fn node_ports_answer_on_the_chosen_addresses_only() {
     let table = table(|_| {});
-    assert_eq!(masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "192.168.0.1", 30080)), [true, true]);
-    assert_eq!(table.trace(&packet("192.168.0.77", Some("eth0"), "172.16.0.1", 30080)), Verdict::Pass);
-    assert_eq!(table.trace(&packet("192.168.0.77", Some("eth0"), "10.96.0.1", 30080)), Verdict::Pass);
+    assert_eq!(
+        masqueraded(&table, &packet("10.244.1.9", Some("veth0"), "192.168.0.1", 30080)),
+        [true, true]
+    );
+    assert_eq!(
+        table.trace(&packet("192.168.0.77", Some("eth0"), "172.16.0.1", 30080)),
+        Verdict::Pass
+    );
+    assert_eq!(
+        table.trace(&packet("192.168.0.77", Some("eth0"), "10.96.0.1", 30080)),
+        Verdict::Pass
+    );
 }
 
 #[test]
 fn a_service_without_endpoints_refuses() {
     let table = table(|_| {});
-    assert_eq!(table.trace(&packet("10.244.1.9", Some("veth0"), "10.96.0.2", 80)), Verdict::Reject);
-    assert_eq!(table.trace(&packet("10.244.1.9", Some("veth0"), "10.96.0.3", 80)), Verdict::Pass);
+    assert_eq!(
+        table.trace(&packet("10.244.1.9", Some("veth0"), "10.96.0.2", 80)),
+        Verdict::Reject
+    );
+    assert_eq!(
+        table.trace(&packet("10.244.1.9", Some("veth0"), "10.96.0.3", 80)),
+        Verdict::Pass
+    );
 }
 
 proptest! {
