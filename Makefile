@@ -24,7 +24,8 @@ demo: packages ## Show everything on a real control plane with three nodes; KEEP
 
 .PHONY: unit
 unit: ## Run the tests that need neither root nor a cluster (under a minute once built)
-	cargo test --workspace --exclude pointsman-e2e --lib --bins --test generated
+	cargo test --workspace --exclude pointsman-e2e --exclude pointsman-dataplane --lib --bins --tests
+	cargo test --package pointsman-dataplane --lib
 
 .PHONY: test
 test: packages ## Run everything: unit tests, packets in namespaces, a real control plane (root)
