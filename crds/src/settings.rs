@@ -65,11 +65,17 @@ pub struct DetectLocal {
     pub cluster_cidrs: Vec<String>,
     /// The name of the bridge that the node's pods are attached to, for mode BridgeInterface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^/\s+]+$"))]
+    #[schemars(
+        length(min = 1, max = 15),
+        regex(pattern = r"^[A-Za-z0-9._@][A-Za-z0-9._@-]*$")
+    )]
     pub bridge_interface: Option<String>,
     /// What the names of all pod interfaces begin with, for mode InterfaceNamePrefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 14), regex(pattern = r"^[^/\s+]+$"))]
+    #[schemars(
+        length(min = 1, max = 14),
+        regex(pattern = r"^[A-Za-z0-9._@][A-Za-z0-9._@-]*$")
+    )]
     pub interface_name_prefix: Option<String>,
 }
 
