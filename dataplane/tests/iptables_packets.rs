@@ -18,7 +18,7 @@ use std::thread;
 use pointsman_dataplane::iptables::Variant;
 use pointsman_dataplane::model::{DetectLocal, Family, NodePortAddresses, Protocol, Service};
 
-use support::node::{NODE_PORT, Node, PORT};
+use support::node::{NODE_PORT, Node, PORT, TARGET};
 use support::talk::{Connection, ask, nobody_answers, outcome};
 
 /// Makes a test of each function, for each variant and family.
@@ -496,6 +496,10 @@ fn node_ports_on_all_addresses(mut node: Node) {
 /// refused; those of a Service that does not change are all answered.
 fn no_connection_meets_half_a_service(mut node: Node) {
     let servers = node.at.servers;
+    // The first packets wait for the neighbours' addresses, on a busy machine for longer than the test takes.
+    for server in servers {
+        ask(&node.client, Protocol::Tcp, SocketAddr::new(server, TARGET)).unwrap();
+    }
     let steady = plain(&node, "steady", node.at.external);
     let (left, right) = (
         plain(&node, "left", node.at.vip),

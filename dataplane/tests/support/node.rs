@@ -113,9 +113,10 @@ impl Node {
         }
         // The host routes Service addresses somewhere before they are translated: a node has a default route.
         host.ip(&format!("route add default via {} dev client0\n", at.client));
-        // The kernel answers with ICMP at most once a second and peer otherwise.
-        host.sysctl("ipv4/icmp_ratelimit", "0");
-        host.sysctl("ipv6/icmp/ratelimit", "0");
+        // The kernel refuses at most once a second and peer otherwise, and 50 at once altogether (`icmp_global_allow`):
+        // a refusal that is not sent looks like a packet that was dropped.
+        host.sysctl("ipv4/icmp_ratemask", "0");
+        host.sysctl("ipv6/icmp/ratemask", "0");
         for server in at.servers {
             serve(&servers, SocketAddr::new(server, TARGET));
         }
