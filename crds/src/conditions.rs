@@ -100,12 +100,12 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
         .any(|condition| condition.type_ == type_ && condition.status == "True")
 }
 
-/// Whether the condition of this type is there and "False".
+/// The condition of this type, when it is there and "False".
 #[must_use]
-pub fn is_false(conditions: &[Condition], type_: &str) -> bool {
+pub fn failure<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
     conditions
         .iter()
-        .any(|condition| condition.type_ == type_ && condition.status == "False")
+        .find(|condition| condition.type_ == type_ && condition.status == "False")
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Where one node is on its way to a revision, as its NodeProxy tells it. Pure.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use pointsman_crds::NodeProxySpec;
-use pointsman_crds::conditions::{APPLIED, HEALTHY, is_true};
+use pointsman_crds::conditions::{APPLIED, HEALTHY, failure, is_true};
 
 use crate::fleet::KnownNodeProxy;
 
@@ -82,12 +81,6 @@ impl<'a> Report<'a> {
             Self::Silent | Self::Pending => None,
         }
     }
-}
-
-fn failure<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
-    conditions
-        .iter()
-        .find(|condition| condition.type_ == type_ && condition.status == "False")
 }
 
 #[cfg(test)]

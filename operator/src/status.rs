@@ -48,9 +48,7 @@ pub fn status(
         .iter()
         .filter_map(|node| {
             let conditions = &node_proxies.get(*node)?.status.conditions;
-            let condition = conditions
-                .iter()
-                .find(|condition| condition.type_ == SYSCTLS_APPLIED && condition.status == "False")?;
+            let condition = conditions::failure(conditions, SYSCTLS_APPLIED)?;
             Some((*node, condition.message.as_str()))
         })
         .collect();
