@@ -2,6 +2,7 @@
 
 mod compile;
 mod context;
+mod endpoints;
 mod frontend;
 mod input;
 mod names;
@@ -11,12 +12,13 @@ mod table;
 mod testing;
 mod trace;
 
-pub use compile::{Compiled, compile};
+pub use compile::{Compiled, HealthCheck, compile};
 pub use context::{Context, DetectLocal, LocalTraffic, NodeFacts, NodePortAddresses, Settings};
 pub use frontend::{
     Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
+    TrafficSide,
 };
-pub use input::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort};
+pub use input::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TrafficPolicy};
 pub use names::{Family, Protocol, ServiceName, ServicePortName};
 pub use problem::Problem;
 pub use table::{Change, Diff, ForwardingTable};

@@ -189,13 +189,7 @@ impl Index {
                 service: Some(service),
                 slices,
             }) => compile(service, slices.values(), context),
-            _ => Compiled {
-                service: name,
-                created: 0,
-                frontends: Vec::new(),
-                pools: Vec::new(),
-                problems: Vec::new(),
-            },
+            _ => Compiled::nothing(name),
         }
     }
 }

@@ -82,6 +82,8 @@ pub struct NodeState {
     pub internal_ips: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
     /// Whether load balancers may still send new connections here: the Node is neither being deleted nor tainted
     /// for it by the cluster autoscaler (KEP-3836).
     pub eligible: bool,

@@ -13,7 +13,7 @@ pub(super) type ChainId = (Table, Chain);
 
 /// The chains that are there whatever the table holds: their jumps and the chains that jump to them never change
 /// with Services.
-pub(super) const FIXED: [ChainId; 9] = [
+pub(super) const FIXED: [ChainId; 11] = [
     (Table::Nat, Chain::Services),
     (Table::Nat, Chain::NodeAddresses),
     (Table::Nat, Chain::NodePorts),
@@ -23,6 +23,8 @@ pub(super) const FIXED: [ChainId; 9] = [
     (Table::Filter, Chain::NodeAddresses),
     (Table::Filter, Chain::NodePorts),
     (Table::Filter, Chain::Forward),
+    (Table::Filter, Chain::Refuse),
+    (Table::Filter, Chain::Unallocated),
 ];
 
 /// The frontends of one family by the bucket that they are in.
@@ -33,6 +35,8 @@ pub(super) const FIXED: [ChainId; 9] = [
 pub(super) struct Layout {
     /// Sorted, so that a bucket's rules have one order.
     buckets: HashMap<Chain, Vec<FrontendKey>>,
+    /// The ClusterIPs of those buckets, sorted: behind all frontends, the rest of a ClusterIP is refused.
+    cluster_ips: HashMap<Chain, Vec<IpAddr>>,
     /// The buckets and the chains above them that have a rule in that table.
     live: BTreeSet<ChainId>,
 }
@@ -44,10 +48,27 @@ impl Layout {
         for (key, _) in table.frontends().filter(|(key, _)| key.family == family) {
             layout.buckets.entry(bucket(key)).or_default().push(*key);
         }
-        let all: Vec<Chain> = layout.buckets.keys().copied().collect();
-        for keys in layout.buckets.values_mut() {
-            keys.sort_unstable();
+        for address in table
+            .cluster_ips()
+            .filter(|address| Family::of(*address) == family)
+        {
+            layout
+                .cluster_ips
+                .entry(bucket_of(address))
+                .or_default()
+                .push(address);
         }
+        layout.buckets.values_mut().for_each(|keys| keys.sort_unstable());
+        layout
+            .cluster_ips
+            .values_mut()
+            .for_each(|addresses| addresses.sort_unstable());
+        let all: BTreeSet<Chain> = layout
+            .buckets
+            .keys()
+            .chain(layout.cluster_ips.keys())
+            .copied()
+            .collect();
         for bucket in all {
             layout.settle(bucket, table);
         }
@@ -66,19 +87,35 @@ impl Layout {
         if diff.context {
             touched.insert((Table::Nat, Chain::NonLocal));
             touched.insert((Table::Filter, Chain::Forward));
+            touched.insert((Table::Filter, Chain::Unallocated));
             touched.extend(Table::ALL.map(|table| (table, Chain::NodeAddresses)));
+            // What tells pods from others is in their own rules.
+            let external = table.frontends().filter(|(key, frontend)| {
+                key.family == family && matches!(frontend.action, Action::External { .. })
+            });
+            touched.extend(external.map(|(key, _)| (Table::Nat, bucket(key))));
         }
         let mut buckets = BTreeSet::new();
+        for (address, change) in diff
+            .cluster_ips
+            .iter()
+            .filter(|(address, _)| Family::of(**address) == family)
+        {
+            let bucket = bucket_of(*address);
+            put_sorted(
+                self.cluster_ips.entry(bucket).or_default(),
+                *address,
+                change.after.is_some(),
+            );
+            buckets.insert(bucket);
+        }
         for (key, change) in diff.frontends.iter().filter(|(key, _)| key.family == family) {
             let bucket = bucket(key);
-            let keys = self.buckets.entry(bucket).or_default();
-            match (keys.binary_search(key), &change.after) {
-                (Err(at), Some(_)) => keys.insert(at, *key),
-                (Ok(at), None) => {
-                    keys.remove(at);
-                }
-                _ => (),
-            }
+            put_sorted(
+                self.buckets.entry(bucket).or_default(),
+                *key,
+                change.after.is_some(),
+            );
             buckets.insert(bucket);
         }
         for bucket in buckets {
@@ -120,14 +157,23 @@ impl Layout {
         self.buckets.get(&bucket).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// The ClusterIPs of a bucket, in the order of its rules.
+    pub(super) fn cluster_ips(&self, bucket: Chain) -> &[IpAddr] {
+        self.cluster_ips
+            .get(&bucket)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
     /// Finds out in which tables a bucket, and what is above it, has rules.
     fn settle(&mut self, bucket: Chain, table: &ForwardingTable) {
         for of in Table::ALL {
-            let used = self
+            let mut frontends = self
                 .frontends(bucket)
                 .iter()
-                .filter_map(|key| table.frontend(key))
-                .any(|frontend| table_of(frontend) == of);
+                .filter_map(|key| table.frontend(key));
+            let refused = of == Table::Filter && !self.cluster_ips(bucket).is_empty();
+            let used = refused || frontends.any(|frontend| has_rules(frontend, of));
             self.set_live((of, bucket), used);
             if let Chain::Addresses(low) = bucket {
                 let nibble = low & 0xf;
@@ -138,6 +184,9 @@ impl Layout {
         }
         if self.frontends(bucket).is_empty() {
             self.buckets.remove(&bucket);
+        }
+        if self.cluster_ips(bucket).is_empty() {
+            self.cluster_ips.remove(&bucket);
         }
     }
 
@@ -150,20 +199,39 @@ impl Layout {
     }
 }
 
-/// The table that a frontend has its rules in.
-pub(super) fn table_of(frontend: &Frontend) -> Table {
-    match frontend.action {
-        Action::Balance { .. } => Table::Nat,
-        Action::Reject => Table::Filter,
+/// Whether a frontend has rules in a table: in nat what is balanced, in filter what is not.
+pub(super) fn has_rules(frontend: &Frontend, table: Table) -> bool {
+    match (&frontend.action, table) {
+        (Action::Balance { .. } | Action::External { .. }, Table::Nat) => true,
+        (Action::Reject | Action::Drop, Table::Nat) => false,
+        (Action::Reject | Action::Drop | Action::External { outside: None, .. }, Table::Filter) => true,
+        (Action::Balance { .. } | Action::External { .. }, Table::Filter) => frontend.sources.is_some(),
+    }
+}
+
+/// Puts an item into a sorted list, or takes it out.
+fn put_sorted<T: Ord>(list: &mut Vec<T>, item: T, is_there: bool) {
+    match (list.binary_search(&item), is_there) {
+        (Err(at), true) => list.insert(at, item),
+        (Ok(at), false) => {
+            list.remove(at);
+        }
+        _ => (),
     }
 }
 
 /// The chain that has a frontend's rules.
 fn bucket(key: &FrontendKey) -> Chain {
     match key.destination {
-        Destination::Address(IpAddr::V4(address)) => Chain::Addresses(address.octets()[3]),
-        Destination::Address(IpAddr::V6(address)) => Chain::Addresses(address.octets()[15]),
+        Destination::Address(address) => bucket_of(address),
         Destination::NodePort => Chain::Ports(key.protocol, key.port - key.port % PORTS_IN_BLOCK),
+    }
+}
+
+fn bucket_of(address: IpAddr) -> Chain {
+    match address {
+        IpAddr::V4(address) => Chain::Addresses(address.octets()[3]),
+        IpAddr::V6(address) => Chain::Addresses(address.octets()[15]),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{PoolKey, Protocol};
+use crate::model::{Destination, FrontendKey, PoolKey, Protocol, TrafficPolicy};
 
 /// What the names of all our chains begin with. A chain of this name is ours, whoever made it.
 pub(super) const PREFIX: &str = "PM-";
@@ -35,8 +35,8 @@ impl Table {
 /// One of our chains. Small, because a node has tens of thousands: the name is made when it is written.
 ///
 /// `Services`, `Nibble`, `Addresses`, `NodeAddresses`, `NodePorts` and `Ports` find the frontend of a packet; they
-/// are in both tables, in nat with the frontends that balance and in filter with those that refuse. The others
-/// are in one table each.
+/// are in both tables, in nat with the frontends that balance and in filter with what is refused and dropped. The
+/// others are in one table each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Chain {
     /// The root: by the last four bits of the address, then node ports.
@@ -57,9 +57,15 @@ pub(super) enum Chain {
     Postrouting,
     /// Keeps a FORWARD policy of DROP from breaking Services (filter).
     Forward,
+    /// Refuses: TCP with a reset, everything else with "port unreachable" (filter).
+    Refuse,
+    /// Drops what is addressed to a ClusterIP that no Service has (filter).
+    Unallocated,
+    /// Lets only a frontend's source ranges pass (nat).
+    Sources(Tag),
     /// Chooses an endpoint of a pool (nat).
     Pool(Tag),
-    /// A local endpoint of a pool (nat).
+    /// An endpoint of a pool: a local one, for hairpin, or any of a pool with affinity, which it remembers (nat).
     Endpoint(Tag),
 }
 
@@ -71,30 +77,62 @@ pub(super) const PORTS_IN_BLOCK: u16 = 128;
 pub(super) type Tag = [u8; 10];
 
 impl Chain {
-    /// The chain that chooses an endpoint of a pool. A pool has the name of its Service port, and a backend has one
-    /// family, so that the family need not go in.
+    /// The chain that chooses an endpoint of a pool. A backend has one family, so that the family need not go in.
     pub(super) fn pool(pool: &PoolKey) -> Self {
-        Self::Pool(tag(pool, None))
+        Self::Pool(tag(pool, policy(pool)))
     }
 
-    /// The chain of a local endpoint. Of the pool, too: with session affinity every Service remembers for itself.
+    /// The chain of an endpoint. Of the pool, too: both pools of a Service port may have it.
     pub(super) fn endpoint(pool: &PoolKey, endpoint: SocketAddr) -> Self {
-        Self::Endpoint(tag(pool, Some(endpoint)))
+        Self::Endpoint(tag(pool, format_args!("{}{endpoint}", policy(pool))))
+    }
+
+    /// The chain with a frontend's source ranges.
+    pub(super) fn sources(of: &FrontendKey) -> Self {
+        let mut hash = Sha256::new();
+        match of.destination {
+            Destination::Address(address) => hash.update(address.to_string()),
+            Destination::NodePort => (),
+        }
+        hash.update([0]);
+        hash.update(of.protocol.as_str());
+        hash.update(of.port.to_be_bytes());
+        Self::Sources(cut(hash))
     }
 }
 
-fn tag(pool: &PoolKey, endpoint: Option<SocketAddr>) -> Tag {
+/// What a pool's name has beside the Service port's.
+fn policy(pool: &PoolKey) -> &'static str {
+    match pool.policy {
+        TrafficPolicy::Cluster => "",
+        TrafficPolicy::Local => "local ",
+    }
+}
+
+/// The list in which `xt_recent` keeps the clients of an endpoint. The pools of a Service port share it, so that a
+/// client keeps its endpoint whichever way it comes.
+pub(super) struct Recent<'a>(pub(super) &'a PoolKey, pub(super) SocketAddr);
+
+impl fmt::Display for Recent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}", Base32(&tag(self.0, self.1)))
+    }
+}
+
+fn tag(pool: &PoolKey, part: impl fmt::Display) -> Tag {
     let owner = &pool.owner;
     let mut hash = Sha256::new();
-    for part in [&owner.service.namespace, &owner.service.name, &owner.port] {
-        hash.update(part.as_bytes());
+    for text in [&owner.service.namespace, &owner.service.name, &owner.port] {
+        hash.update(text.as_bytes());
         hash.update([0]);
     }
     hash.update(owner.protocol.as_str());
-    if let Some(endpoint) = endpoint {
-        hash.update([0]);
-        hash.update(endpoint.to_string());
-    }
+    hash.update([0]);
+    hash.update(part.to_string());
+    cut(hash)
+}
+
+fn cut(hash: Sha256) -> Tag {
     let mut tag = Tag::default();
     tag.iter_mut()
         .zip(hash.finalize())
@@ -117,6 +155,9 @@ impl fmt::Display for Chain {
             Self::NonLocal => f.write_str("NON-LOCAL"),
             Self::Postrouting => f.write_str("POSTROUTING"),
             Self::Forward => f.write_str("FORWARD"),
+            Self::Refuse => f.write_str("REFUSE"),
+            Self::Unallocated => f.write_str("UNALLOCATED"),
+            Self::Sources(tag) => write!(f, "SRC-{}", Base32(tag)),
             Self::Pool(tag) => write!(f, "SVC-{}", Base32(tag)),
             Self::Endpoint(tag) => write!(f, "SEP-{}", Base32(tag)),
         }
@@ -177,17 +218,17 @@ pub(super) const JUMPS: [Jump; 7] = [
     Jump {
         table: Table::Filter,
         from: "INPUT",
-        rule: r#"-m conntrack --ctstate NEW -m comment --comment "pointsman: Services without endpoints" -j PM-SERVICES"#,
+        rule: r#"-m conntrack --ctstate NEW -m comment --comment "pointsman: what is not forwarded" -j PM-SERVICES"#,
     },
     Jump {
         table: Table::Filter,
         from: "OUTPUT",
-        rule: r#"-m conntrack --ctstate NEW -m comment --comment "pointsman: Services without endpoints" -j PM-SERVICES"#,
+        rule: r#"-m conntrack --ctstate NEW -m comment --comment "pointsman: what is not forwarded" -j PM-SERVICES"#,
     },
     Jump {
         table: Table::Filter,
         from: "FORWARD",
-        rule: r#"-m conntrack --ctstate NEW -m comment --comment "pointsman: Services without endpoints" -j PM-SERVICES"#,
+        rule: r#"-m conntrack --ctstate NEW -m comment --comment "pointsman: what is not forwarded" -j PM-SERVICES"#,
     },
     // In front of the one above: packets of established connections are done after two rules.
     Jump {

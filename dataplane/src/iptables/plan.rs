@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::layout::{ChainId, Layout};
+use super::layout::{ChainId, Layout, has_rules};
 use super::names::{Chain, GRACE, JUMPS, Table};
 use super::observe::{Fingerprint, Saved};
 use super::render::{self, Rules, Style};
 use super::restore::{FilterOrder, Plan};
-use crate::model::{Action, Diff, ForwardingTable, Pool, PoolKey};
+use crate::model::{Diff, Family, ForwardingTable, Frontend, Pool, PoolKey};
 
 /// What is remembered of what was written. No rule text: with 10,000 Services that would be 15 MB.
 #[derive(Debug, Default)]
@@ -39,9 +39,25 @@ impl State {
                 self.remove(id, &mut plan);
             }
         }
+        for (key, change) in diff.frontends.iter().filter(|(key, _)| key.family == family) {
+            let id = (Table::Nat, Chain::sources(key));
+            if change
+                .after
+                .as_ref()
+                .is_some_and(|frontend| render_sources(frontend, &mut rules))
+            {
+                self.write(id, &rules, &mut plan);
+            } else if change
+                .before
+                .as_ref()
+                .is_some_and(|frontend| frontend.sources.is_some())
+            {
+                self.remove(id, &mut plan);
+            }
+        }
         for (key, change) in diff.pools.iter().filter(|(key, _)| key.family == family) {
             if let Some(pool) = &change.after {
-                each_pool_chain(key, pool, &mut rules, |chain, rules| {
+                each_pool_chain(key, pool, family, &mut rules, |chain, rules| {
                     self.write((Table::Nat, chain), rules, &mut plan);
                 });
             }
@@ -97,8 +113,13 @@ impl State {
             render::chain(id, table, &layout, style, &mut rules);
             put(id, &rules);
         }
+        for (key, frontend) in table.frontends().filter(|(key, _)| key.family == family) {
+            if render_sources(frontend, &mut rules) {
+                put((Table::Nat, Chain::sources(key)), &rules);
+            }
+        }
         for (key, pool) in table.pools().filter(|(key, _)| key.family == family) {
-            each_pool_chain(key, pool, &mut rules, |chain, rules| {
+            each_pool_chain(key, pool, family, &mut rules, |chain, rules| {
                 put((Table::Nat, chain), rules);
             });
         }
@@ -147,36 +168,58 @@ pub(super) fn teardown(saved: &BothSaved) -> (Plan, FilterOrder) {
     (plan, FilterOrder::Last)
 }
 
-/// A pool's chain and those of its local endpoints.
+/// Renders the chain of a frontend's source ranges, if it has any.
+fn render_sources(frontend: &Frontend, rules: &mut Rules) -> bool {
+    rules.clear();
+    match &frontend.sources {
+        Some(ranges) => render::sources(ranges, rules),
+        None => return false,
+    }
+    true
+}
+
+/// A pool's chain and those of its endpoints.
 fn pool_chains(key: &PoolKey, pool: &Pool) -> BTreeSet<Chain> {
-    let local = pool.endpoints.iter().filter(|endpoint| endpoint.local);
-    local
+    let endpoints = pool
+        .endpoints
+        .iter()
+        .filter(|endpoint| render::has_chain(pool, endpoint));
+    endpoints
         .map(|endpoint| Chain::endpoint(key, endpoint.address))
         .chain([Chain::pool(key)])
         .collect()
 }
 
 /// Renders a pool's chains one by one.
-fn each_pool_chain(key: &PoolKey, pool: &Pool, rules: &mut Rules, mut chain: impl FnMut(Chain, &Rules)) {
-    for endpoint in pool.endpoints.iter().filter(|endpoint| endpoint.local) {
+fn each_pool_chain(
+    key: &PoolKey,
+    pool: &Pool,
+    family: Family,
+    rules: &mut Rules,
+    mut chain: impl FnMut(Chain, &Rules),
+) {
+    for endpoint in pool
+        .endpoints
+        .iter()
+        .filter(|endpoint| render::has_chain(pool, endpoint))
+    {
         rules.clear();
-        render::endpoint(key.owner.protocol, endpoint, rules);
+        render::endpoint(key, pool, endpoint, family, rules);
         chain(Chain::endpoint(key, endpoint.address), rules);
     }
     rules.clear();
-    render::pool(key, pool, rules);
+    render::pool(key, pool, family, rules);
     chain(Chain::pool(key), rules);
 }
 
 /// When the filter table has to be written, by which way frontends go between it and nat.
 fn order_of(diff: &Diff) -> FilterOrder {
-    let refuses = |action: Option<&Action>| action == Some(&Action::Reject);
+    let blocks =
+        |frontend: &Option<Frontend>| frontend.as_ref().is_some_and(|it| has_rules(it, Table::Filter));
     let (mut adds, mut takes) = (false, false);
     for change in diff.frontends.values() {
-        let before = refuses(change.before.as_ref().map(|frontend| &frontend.action));
-        let after = refuses(change.after.as_ref().map(|frontend| &frontend.action));
-        adds |= after && !before;
-        takes |= before && !after;
+        adds |= blocks(&change.after) && !blocks(&change.before);
+        takes |= blocks(&change.before) && !blocks(&change.after);
     }
     match (adds, takes) {
         (true, true) => FilterOrder::FirstAndLast,

@@ -5,13 +5,15 @@ mod words;
 
 use std::fmt::{self, Write as _};
 
-use super::layout::{ChainId, Layout, table_of};
-use super::names::{Chain, PORTS_IN_BLOCK, Table};
+use ipnet::IpNet;
+
+use super::layout::{ChainId, Layout, has_rules};
+use super::names::{Chain, PORTS_IN_BLOCK, Recent, Table};
 use crate::model::{
-    Action, Family, ForwardingTable, Frontend, FrontendKey, LocalTraffic, Masquerade, NodePortAddresses,
-    Pool, PoolEndpoint, PoolKey, Protocol,
+    Action, Context, Family, ForwardingTable, Frontend, FrontendKey, LocalTraffic, Masquerade,
+    NodePortAddresses, Pool, PoolEndpoint, PoolKey,
 };
-use words::{Address, Addressed, Comment, Host, LastBits, Share, Socket};
+use words::{Addressed, Comment, Host, LastBits, Mask, Range, Share, Socket};
 
 /// Marks a packet for masquerade. The bit is kube-proxy's: CNI plugins know to leave it alone.
 const MARK: &str = "-j MARK --set-xmark 0x4000/0x4000";
@@ -60,7 +62,8 @@ pub(super) struct Style {
     pub(super) random_fully: bool,
 }
 
-/// Writes the rules of one chain to `rules`, pools' chains apart ([`pool`], [`endpoint`]).
+/// Writes the rules of one chain to `rules`, those apart that belong to pools and single frontends ([`pool`],
+/// [`endpoint`], [`sources`]).
 ///
 /// An interface name must have been checked ([`super::restore::check_interface`]).
 pub(super) fn chain(id: ChainId, table: &ForwardingTable, layout: &Layout, style: Style, rules: &mut Rules) {
@@ -70,17 +73,13 @@ pub(super) fn chain(id: ChainId, table: &ForwardingTable, layout: &Layout, style
         Chain::Nibble(low) => nibble(of, low, layout, style.family, rules),
         Chain::NodePorts => node_ports(of, layout, rules),
         Chain::NodeAddresses => node_addresses(table, style.family, rules),
-        Chain::Addresses(_) | Chain::Ports(..) => {
-            for key in layout.frontends(chain) {
-                if let Some(frontend) = table.frontend(key).filter(|frontend| table_of(frontend) == of) {
-                    self::frontend(key, frontend, rules);
-                }
-            }
-        }
+        Chain::Addresses(_) | Chain::Ports(..) => bucket(of, chain, table, layout, style.family, rules),
         Chain::NonLocal => non_local(&table.context().local_traffic(style.family), rules),
         Chain::Postrouting => postrouting(style.random_fully, rules),
         Chain::Forward => forward(table.context().settings.accept_invalid, rules),
-        Chain::Pool(_) | Chain::Endpoint(_) => (),
+        Chain::Refuse => refuse(style.family, rules),
+        Chain::Unallocated => unallocated(table.context(), style.family, rules),
+        Chain::Sources(_) | Chain::Pool(_) | Chain::Endpoint(_) => (),
     }
 }
 
@@ -94,6 +93,9 @@ fn services(of: Table, layout: &Layout, family: Family, rules: &mut Rules) {
             LastBits(family, low, 0x0f),
             Chain::Nibble(low)
         ));
+    }
+    if of == Table::Filter {
+        rules.push(format_args!("-j {}", Chain::Unallocated));
     }
     rules.push(format_args!("-j {}", Chain::NodeAddresses));
 }
@@ -148,15 +150,44 @@ fn node_ports(of: Table, layout: &Layout, rules: &mut Rules) {
     }
 }
 
-/// A frontend's rules. Only one has the comment: in the legacy variant a comment takes more room in the kernel
+fn bucket(
+    of: Table,
+    chain: Chain,
+    table: &ForwardingTable,
+    layout: &Layout,
+    family: Family,
+    rules: &mut Rules,
+) {
+    let pods = table.context().local_traffic(family);
+    for key in layout.frontends(chain) {
+        match (of, table.frontend(key)) {
+            (Table::Nat, Some(frontend)) => forwarded(key, frontend, &pods, rules),
+            (Table::Filter, Some(frontend)) if has_rules(frontend, of) => blocked(key, frontend, rules),
+            _ => (),
+        }
+    }
+    if of == Table::Filter {
+        // What is left of a ClusterIP is a port that its Service does not have.
+        for &address in layout.cluster_ips(chain) {
+            rules.push(format_args!("-d {} -g {}", Host(address), Chain::Refuse));
+        }
+    }
+}
+
+/// A frontend's rules in nat. Only one has the comment: in the legacy variant a comment takes more room in the kernel
 /// than the rest of a rule, whatever its length, and the whole table is copied for every change.
-fn frontend(key: &FrontendKey, frontend: &Frontend, rules: &mut Rules) {
+fn forwarded(key: &FrontendKey, frontend: &Frontend, pods: &LocalTraffic, rules: &mut Rules) {
+    if !has_rules(frontend, Table::Nat) {
+        return;
+    }
     let to = Addressed(key);
     let comment = Comment(frontend);
+    if frontend.sources.is_some() {
+        rules.push(format_args!("{to} -j {}", Chain::sources(key)));
+    }
     match &frontend.action {
         Action::Balance { pool, masquerade } => {
             match masquerade {
-                Masquerade::Never => (),
                 Masquerade::NonLocal => rules.push(format_args!("{to} -j {}", Chain::NonLocal)),
                 Masquerade::Always => rules.push(format_args!("{to} {MARK}")),
             }
@@ -165,26 +196,83 @@ fn frontend(key: &FrontendKey, frontend: &Frontend, rules: &mut Rules) {
                 Chain::pool(pool)
             ));
         }
-        Action::Reject => {
-            let with = match key.family {
-                Family::V4 => "icmp-port-unreachable",
-                Family::V6 => "icmp6-port-unreachable",
-            };
-            rules.push(format_args!(
-                "{to} -m comment --comment \"{comment} has no endpoints\" -j REJECT --reject-with {with}"
-            ));
+        Action::External { inside, outside } => {
+            let inside = Chain::pool(inside);
+            match pods {
+                LocalTraffic::Unknown => (),
+                LocalTraffic::From(ranges) => {
+                    for range in ranges {
+                        rules.push(format_args!("{}{to} -g {inside}", Range("-s", *range)));
+                    }
+                }
+                LocalTraffic::Interface(name) => {
+                    rules.push(format_args!("{} -g {inside}", to.from_interface(name, "")))
+                }
+                LocalTraffic::InterfacePrefix(prefix) => {
+                    rules.push(format_args!("{} -g {inside}", to.from_interface(prefix, "+")));
+                }
+            }
+            // The source address of what the node itself sends may be the load balancer's, which is no good elsewhere.
+            rules.push(format_args!("{to} -m addrtype --src-type LOCAL {MARK}"));
+            rules.push(format_args!("{to} -m addrtype --src-type LOCAL -g {inside}"));
+            match outside {
+                Some(outside) => rules.push(format_args!(
+                    "{to} -m comment --comment \"{comment}\" -g {}",
+                    Chain::pool(outside)
+                )),
+                // Ends the search in nat, untranslated; filter drops it.
+                None => rules.push(format_args!(
+                    "{to} -m comment --comment \"{comment} has no local endpoints\" -j ACCEPT"
+                )),
+            }
         }
+        Action::Reject | Action::Drop => (),
     }
 }
 
-/// The choice of an endpoint: of `k` that are left the next gets one connection in `k`, so all get the same share.
-/// Remote endpoints are translated to at once; local ones have a chain, for hairpin.
-pub(super) fn pool(key: &PoolKey, pool: &Pool, rules: &mut Rules) {
+/// A frontend's rule in filter: what nat has translated has another address by now.
+fn blocked(key: &FrontendKey, frontend: &Frontend, rules: &mut Rules) {
+    let to = Addressed(key);
+    let comment = Comment(frontend);
+    let (why, verdict) = match &frontend.action {
+        Action::Reject => ("has no endpoints", format!("-g {}", Chain::Refuse)),
+        Action::Drop | Action::External { outside: None, .. } => {
+            ("has no local endpoints", "-j DROP".to_owned())
+        }
+        _ => ("is not for this source", "-j DROP".to_owned()),
+    };
+    rules.push(format_args!(
+        "{to} -m comment --comment \"{comment} {why}\" {verdict}"
+    ));
+}
+
+/// Who may use a frontend. Others end their search in nat, untranslated, and are dropped in filter.
+pub(super) fn sources(ranges: &[IpNet], rules: &mut Rules) {
+    for range in ranges {
+        rules.push(format_args!("{}-j RETURN", Range("-s", *range)));
+    }
+    rules.push(format_args!("-j ACCEPT"));
+}
+
+/// The choice of an endpoint: with affinity the one that remembers the client; otherwise of `k` that are left the next
+/// gets one connection in `k`, so that all get the same share. Remote endpoints are translated to at once; those that
+/// have more to do have a chain.
+pub(super) fn pool(key: &PoolKey, pool: &Pool, family: Family, rules: &mut Rules) {
     let protocol = key.owner.protocol;
+    if let Some(seconds) = pool.affinity {
+        for endpoint in &pool.endpoints {
+            rules.push(format_args!(
+                "-m recent --rcheck --seconds {seconds} --reap --name {} --mask {} --rsource -j {}",
+                Recent(key, endpoint.address),
+                Mask(family),
+                Chain::endpoint(key, endpoint.address)
+            ));
+        }
+    }
     let count = pool.endpoints.len();
     for (at, endpoint) in pool.endpoints.iter().enumerate() {
         let share = Share(count - at);
-        if endpoint.local {
+        if has_chain(pool, endpoint) {
             let chain = Chain::endpoint(key, endpoint.address);
             rules.push(format_args!("-p {protocol}{share} -j {chain}"));
         } else {
@@ -196,26 +284,45 @@ pub(super) fn pool(key: &PoolKey, pool: &Pool, rules: &mut Rules) {
     }
 }
 
-/// A local endpoint: a pod that reaches itself through its Service must see the node as the source, or it would
-/// answer itself directly and not recognise the answer.
-pub(super) fn endpoint(protocol: Protocol, endpoint: &PoolEndpoint, rules: &mut Rules) {
-    rules.push(format_args!("-s {} {MARK}", Host(endpoint.address.ip())));
-    rules.push(format_args!(
-        "-p {protocol} -j DNAT --to-destination {}",
-        Socket(endpoint.address)
-    ));
+/// Whether an endpoint has a chain of its own.
+pub(super) fn has_chain(pool: &Pool, endpoint: &PoolEndpoint) -> bool {
+    endpoint.local || pool.affinity.is_some()
+}
+
+/// An endpoint that has a chain. A pod that reaches itself through its Service must see the node as the source, or it
+/// would answer itself directly and not recognise the answer.
+pub(super) fn endpoint(
+    key: &PoolKey,
+    pool: &Pool,
+    endpoint: &PoolEndpoint,
+    family: Family,
+    rules: &mut Rules,
+) {
+    let protocol = key.owner.protocol;
+    let to = Socket(endpoint.address);
+    if endpoint.local {
+        rules.push(format_args!("-s {} {MARK}", Host(endpoint.address.ip())));
+    }
+    if pool.affinity.is_some() {
+        rules.push(format_args!(
+            "-p {protocol} -m recent --set --name {} --mask {} --rsource -j DNAT --to-destination {to}",
+            Recent(key, endpoint.address),
+            Mask(family)
+        ));
+    } else {
+        rules.push(format_args!("-p {protocol} -j DNAT --to-destination {to}"));
+    }
 }
 
 /// One small chain for all Services: a change of how pods are recognised rewrites only this.
 fn non_local(traffic: &LocalTraffic, rules: &mut Rules) {
     match traffic {
         LocalTraffic::Unknown => (),
-        // iptables has no rule for "not from anywhere".
+        // Everybody is.
         LocalTraffic::From(ranges) if ranges.iter().any(|range| range.prefix_len() == 0) => (),
         LocalTraffic::From(ranges) => {
             for range in ranges {
-                let (network, length) = (Address(range.network()), range.prefix_len());
-                rules.push(format_args!("-s {network}/{length} -j RETURN"));
+                rules.push(format_args!("{}-j RETURN", Range("-s", *range)));
             }
             rules.push(format_args!("{MARK}"));
         }
@@ -242,6 +349,28 @@ fn forward(accept_invalid: bool, rules: &mut Rules) {
         rules.push(format_args!("-m conntrack --ctstate INVALID -j DROP"));
     }
     rules.push(format_args!("-m mark --mark 0x4000/0x4000 -j ACCEPT"));
+}
+
+/// A reset ends an established TCP connection as well, one whose endpoint was taken away; ICMP errors do not
+/// (RFC 5927).
+fn refuse(family: Family, rules: &mut Rules) {
+    rules.push(format_args!("-p tcp -j REJECT --reject-with tcp-reset"));
+    let with = match family {
+        Family::V4 => "icmp-port-unreachable",
+        Family::V6 => "icmp6-port-unreachable",
+    };
+    rules.push(format_args!("-j REJECT --reject-with {with}"));
+}
+
+/// Dropped, not refused: a Service that this node is about to hear of is reached by the second try of a client.
+fn unallocated(context: &Context, family: Family, rules: &mut Rules) {
+    let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+    for range in context.settings.exclude_cidrs.iter().filter(of_family) {
+        rules.push(format_args!("{}-j RETURN", Range("-d", *range)));
+    }
+    for range in context.service_cidrs.iter().filter(of_family) {
+        rules.push(format_args!("{}-j DROP", Range("-d", *range)));
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,25 @@
 //! One Service and its slices, turned into frontends and pools.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::context::Context;
+use super::endpoints::{Candidates, impossible};
 use super::frontend::{
     Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
+    TrafficSide,
 };
-use super::input::{Endpoint, EndpointSlice, Service, ServicePort};
+use super::input::{EndpointSlice, Service, ServicePort, TrafficPolicy};
 use super::names::{Family, ServiceName, ServicePortName};
 use super::problem::Problem;
 
 /// What a Service means on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
     /// The Service.
     pub service: ServiceName,
@@ -25,13 +29,43 @@ pub struct Compiled {
     pub frontends: Vec<(FrontendKey, Frontend)>,
     /// The pools that those use; none is empty.
     pub pools: Vec<(PoolKey, Pool)>,
+    /// Its ClusterIPs, those apart that the policy leaves alone. What is addressed to one of them and to no frontend
+    /// is refused.
+    pub cluster_ips: Vec<IpAddr>,
+    /// What load balancers are told of this node, by family.
+    pub health_checks: Vec<(Family, HealthCheck)>,
+    /// Its ports that have endpoints, but none here that policy Local lets them use.
+    pub without_local: Vec<(Family, TrafficSide)>,
+    /// Whether clients are to go to the pods directly.
+    pub direct_access: bool,
     /// What could not be used.
     pub problems: Vec<Problem>,
 }
 
+impl Compiled {
+    /// A Service that means nothing, or is gone.
+    #[must_use]
+    pub fn nothing(service: ServiceName) -> Self {
+        Self {
+            service,
+            ..Self::default()
+        }
+    }
+}
+
+/// What the server at a `healthCheckNodePort` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `spec.healthCheckNodePort`.
+    pub port: u16,
+    /// The different addresses of this node's ready endpoints, those of all ports together. Ones that only serve while
+    /// they terminate do not count: load balancers are to look elsewhere.
+    pub local_endpoints: usize,
+}
+
 /// Turns a Service into what it means on this node. Pure; the order of `slices` does not matter.
 ///
-/// Of the context only what decides about frontends counts: excluded ranges and `masqueradeAll`.
+/// Of the context only this counts: excluded ranges, `masqueradeAll`, the node's InternalIPs and its zone.
 #[must_use]
 pub fn compile<'a>(
     service: &Service,
@@ -39,16 +73,17 @@ pub fn compile<'a>(
     context: &Context,
 ) -> Compiled {
     let mut compiled = Compiled {
-        service: service.name.clone(),
         created: service.created,
-        frontends: Vec::new(),
-        pools: Vec::new(),
-        problems: Vec::new(),
+        direct_access: service.direct_access,
+        ..Compiled::nothing(service.name.clone())
     };
     let families = cluster_ips(service, &mut compiled.problems);
     report_wrong_families(service, &families, &mut compiled.problems);
     report_impossible_endpoints(&service.name, slices.clone(), &mut compiled.problems);
+    let cluster_ips = families.values().copied();
+    compiled.cluster_ips = cluster_ips.filter(|ip| !context.is_excluded(*ip)).collect();
 
+    let mut local_ready: BTreeMap<Family, BTreeSet<IpAddr>> = BTreeMap::new();
     let mut seen = Vec::new();
     for port in &service.ports {
         if seen.contains(&(port.protocol, port.port)) {
@@ -65,51 +100,204 @@ pub fn compile<'a>(
             protocol: port.protocol,
         });
         for (&family, &cluster_ip) in &families {
-            let endpoints = pool(&owner, family, slices.clone());
-            let key = PoolKey {
-                owner: Arc::clone(&owner),
-                family,
+            let candidates = if service.direct_access {
+                Candidates::default()
+            } else {
+                Candidates::of(&owner, family, slices.clone(), context.node.zone.as_deref())
             };
-            let has_endpoints = !endpoints.is_empty();
-            for (destination, number, kind) in destinations(service, port, family, cluster_ip, context) {
-                let masquerade = match kind {
-                    FrontendKind::ClusterIP if !context.settings.masquerade_all => Masquerade::NonLocal,
-                    _ => Masquerade::Always,
-                };
-                let action = if has_endpoints {
-                    Action::Balance {
-                        pool: key.clone(),
-                        masquerade,
-                    }
-                } else {
-                    Action::Reject
-                };
-                let at = FrontendKey {
-                    family,
-                    destination,
-                    protocol: port.protocol,
-                    port: number,
-                };
-                if compiled.frontends.iter().all(|(other, _)| *other != at) {
-                    compiled.frontends.push((
-                        at,
-                        Frontend {
-                            owner: Arc::clone(&owner),
-                            kind,
-                            action,
-                        },
-                    ));
-                }
-            }
-            if has_endpoints {
-                compiled.pools.push((key, Pool { endpoints }));
-            }
+            local_ready
+                .entry(family)
+                .or_default()
+                .extend(candidates.local_ready());
+            let place = Place {
+                service,
+                port,
+                owner: &owner,
+                family,
+                cluster_ip,
+            };
+            place.compile(&candidates, context, &mut compiled);
         }
     }
-    if compiled.frontends.is_empty() {
-        compiled.pools.clear();
+    if let Some(port) = service.health_check_port {
+        let counts = local_ready.into_iter().map(|(family, addresses)| {
+            let local_endpoints = addresses.len();
+            (
+                family,
+                HealthCheck {
+                    port,
+                    local_endpoints,
+                },
+            )
+        });
+        compiled.health_checks = counts.collect();
     }
     compiled
+}
+
+/// One port of a Service in one family.
+struct Place<'a> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    owner: &'a Arc<ServicePortName>,
+    family: Family,
+    cluster_ip: IpAddr,
+}
+
+impl Place<'_> {
+    fn compile(&self, candidates: &Candidates, context: &Context, compiled: &mut Compiled) {
+        let destinations = self.destinations(context);
+        let (internal, external) = (self.service.internal_policy, self.service.external_policy);
+        let has = |side| destinations.iter().any(|(.., kind)| kind.side() == side);
+        let (is_internal, is_external) = (has(TrafficSide::Internal), has(TrafficSide::External));
+        // Even with external policy Local what comes from this node goes to everybody.
+        let uses_cluster = is_external || (is_internal && internal == TrafficPolicy::Cluster);
+        let uses_local = (is_external && external == TrafficPolicy::Local)
+            || (is_internal && internal == TrafficPolicy::Local);
+
+        let mut pool = |policy, used: bool, endpoints: &dyn Fn() -> Box<[PoolEndpoint]>| {
+            let endpoints = if used { endpoints() } else { Box::default() };
+            if endpoints.is_empty() {
+                return None;
+            }
+            let key = self.pool(policy);
+            let affinity = self.service.affinity;
+            compiled.pools.push((key.clone(), Pool { endpoints, affinity }));
+            Some(key)
+        };
+        let cluster = pool(TrafficPolicy::Cluster, uses_cluster, &|| candidates.cluster());
+        let local = pool(TrafficPolicy::Local, uses_local, &|| candidates.local());
+
+        for (destination, port, kind) in destinations {
+            let key = FrontendKey {
+                family: self.family,
+                destination,
+                protocol: self.port.protocol,
+                port,
+            };
+            if compiled.frontends.iter().any(|(other, _)| *other == key) {
+                continue;
+            }
+            let action = if candidates.is_empty() {
+                Action::Reject
+            } else if kind.side() == TrafficSide::Internal {
+                let masquerade = if context.settings.masquerade_all {
+                    Masquerade::Always
+                } else {
+                    Masquerade::NonLocal
+                };
+                balance(
+                    if internal == TrafficPolicy::Local {
+                        &local
+                    } else {
+                        &cluster
+                    },
+                    masquerade,
+                )
+            } else {
+                match (external, &cluster) {
+                    (TrafficPolicy::Local, Some(inside)) => Action::External {
+                        inside: inside.clone(),
+                        outside: local.clone(),
+                    },
+                    _ => balance(&cluster, Masquerade::Always),
+                }
+            };
+            let restricted = kind == FrontendKind::LoadBalancerIP && action != Action::Reject;
+            let sources = if restricted {
+                self.sources(destination, context)
+            } else {
+                None
+            };
+            let owner = Arc::clone(self.owner);
+            compiled.frontends.push((
+                key,
+                Frontend {
+                    owner,
+                    kind,
+                    action,
+                    sources,
+                },
+            ));
+        }
+
+        if !candidates.is_empty() && local.is_none() {
+            let sides = [
+                (TrafficSide::Internal, is_internal, internal),
+                (TrafficSide::External, is_external, external),
+            ];
+            let without = sides
+                .iter()
+                .filter(|(_, has, policy)| *has && *policy == TrafficPolicy::Local);
+            compiled
+                .without_local
+                .extend(without.map(|(side, ..)| (self.family, *side)));
+        }
+    }
+
+    fn pool(&self, policy: TrafficPolicy) -> PoolKey {
+        PoolKey {
+            owner: Arc::clone(self.owner),
+            family: self.family,
+            policy,
+        }
+    }
+
+    /// Every address and port number.
+    fn destinations(&self, context: &Context) -> Vec<(Destination, u16, FrontendKind)> {
+        let external = self
+            .service
+            .external_ips
+            .iter()
+            .map(|&address| (address, FrontendKind::ExternalIP));
+        let balanced = self
+            .service
+            .load_balancer_ips
+            .iter()
+            .map(|&address| (address, FrontendKind::LoadBalancerIP));
+        let mut found: Vec<_> = [(self.cluster_ip, FrontendKind::ClusterIP)]
+            .into_iter()
+            .chain(balanced)
+            .chain(external)
+            .filter(|(address, _)| Family::of(*address) == self.family && !context.is_excluded(*address))
+            .map(|(address, kind)| (Destination::Address(address), self.port.port, kind))
+            .collect();
+        if let Some(number) = self.port.node_port {
+            found.push((Destination::NodePort, number, FrontendKind::NodePort));
+        }
+        found
+    }
+
+    /// Who may use a load balancer IP. As kube-proxy has it, ranges of the other family restrict nobody of this one,
+    /// and where the node itself may, so may the load balancer IP: on some platforms it is the source address of what
+    /// the node sends to it.
+    fn sources(&self, destination: Destination, context: &Context) -> Option<Arc<[IpNet]>> {
+        let all = self.service.source_ranges.as_ref()?;
+        let mut ranges: Vec<IpNet> = all
+            .iter()
+            .filter(|range| Family::of(range.addr()) == self.family)
+            .copied()
+            .collect();
+        if ranges.is_empty() && !all.is_empty() {
+            return None;
+        }
+        let node = &context.node.internal_ips;
+        let includes_node = node
+            .iter()
+            .any(|ip| ranges.iter().any(|range| range.contains(ip)));
+        if let (true, Destination::Address(address)) = (includes_node, destination) {
+            ranges.push(address.into());
+        }
+        ranges.sort_unstable();
+        ranges.dedup();
+        Some(ranges.into())
+    }
+}
+
+/// Balances among a pool, where the policy has any endpoint in it.
+fn balance(pool: &Option<PoolKey>, masquerade: Masquerade) -> Action {
+    pool.clone()
+        .map_or(Action::Drop, |pool| Action::Balance { pool, masquerade })
 }
 
 /// The Service's families, each with its ClusterIP.
@@ -148,73 +336,6 @@ fn report_wrong_families(
     }
 }
 
-/// Every address and port number of one Service port in one family.
-fn destinations(
-    service: &Service,
-    port: &ServicePort,
-    family: Family,
-    cluster_ip: IpAddr,
-    context: &Context,
-) -> Vec<(Destination, u16, FrontendKind)> {
-    let external = service
-        .external_ips
-        .iter()
-        .map(|&address| (address, FrontendKind::ExternalIP));
-    let balanced = service
-        .load_balancer_ips
-        .iter()
-        .map(|&address| (address, FrontendKind::LoadBalancerIP));
-    let mut found: Vec<_> = [(cluster_ip, FrontendKind::ClusterIP)]
-        .into_iter()
-        .chain(balanced)
-        .chain(external)
-        .filter(|(address, _)| Family::of(*address) == family && !context.is_excluded(*address))
-        .map(|(address, kind)| (Destination::Address(address), port.port, kind))
-        .collect();
-    if let Some(number) = port.node_port {
-        found.push((Destination::NodePort, number, FrontendKind::NodePort));
-    }
-    found
-}
-
-/// The endpoints that get a Service port's connections: the ready ones; when there is none, those that still
-/// serve while they terminate (KEP-1669).
-fn pool<'a>(
-    owner: &ServicePortName,
-    family: Family,
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
-) -> Box<[PoolEndpoint]> {
-    // Keyed by address: while an endpoint moves from one slice to another both may have it.
-    let mut ready = BTreeMap::new();
-    let mut fallback = BTreeMap::new();
-    for slice in slices.into_iter().filter(|slice| slice.family == family) {
-        let named = slice
-            .ports
-            .iter()
-            .filter(|p| p.name == owner.port && p.protocol == owner.protocol);
-        for port in named {
-            for endpoint in slice.endpoints.iter().filter(|e| impossible(e, family).is_none()) {
-                let group = if endpoint.ready {
-                    &mut ready
-                } else if endpoint.serving && endpoint.terminating {
-                    &mut fallback
-                } else {
-                    continue;
-                };
-                let local: &mut bool = group
-                    .entry(SocketAddr::new(endpoint.address, port.port))
-                    .or_insert(false);
-                *local |= endpoint.local;
-            }
-        }
-    }
-    let chosen = if ready.is_empty() { fallback } else { ready };
-    chosen
-        .into_iter()
-        .map(|(address, local)| PoolEndpoint { address, local })
-        .collect()
-}
-
 fn report_impossible_endpoints<'a>(
     service: &ServiceName,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
@@ -230,32 +351,6 @@ fn report_impossible_endpoints<'a>(
                 });
             }
         }
-    }
-}
-
-/// Why this can be no endpoint, by the rules that the API server validates slices with
-/// (`ValidateNonSpecialIP`) and the slice's own address type.
-fn impossible(endpoint: &Endpoint, family: Family) -> Option<&'static str> {
-    let address = endpoint.address;
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    if Family::of(address) != family {
-        Some("of another family than its slice's addressType")
-    } else if address.is_unspecified() {
-        Some("the unspecified address")
-    } else if address.is_loopback() {
-        Some("a loopback address")
-    } else if link_local {
-        Some("a link-local address")
-    } else if address.is_multicast() {
-        Some("a multicast address")
-    } else if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        // The API server accepts it, and multicast as well (ValidateEndpointIP).
-        Some("the broadcast address")
-    } else {
-        None
     }
 }
 

@@ -56,6 +56,8 @@ pub struct NodeFacts {
     pub pod_cidrs: Vec<IpNet>,
     /// The addresses of the node's interfaces, loopback and link-local ones left out, sorted.
     pub interface_addresses: Vec<IpAddr>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
 }
 
 /// Settings and facts together.
@@ -65,6 +67,9 @@ pub struct Context {
     pub settings: Settings,
     /// The facts.
     pub node: NodeFacts,
+    /// The ranges that ClusterIPs are allocated from, `spec.cidrs` of all ServiceCIDR objects, sorted, without
+    /// duplicates. Empty where they are not known.
+    pub service_cidrs: Vec<IpNet>,
 }
 
 /// How the packets of this node's pods are recognised, in one family.
@@ -88,6 +93,13 @@ impl Context {
             .exclude_cidrs
             .iter()
             .any(|range| range.contains(&address))
+    }
+
+    /// Whether this address is in a range that ClusterIPs are allocated from, and the policy does not leave it
+    /// alone.
+    #[must_use]
+    pub fn is_service_address(&self, address: IpAddr) -> bool {
+        !self.is_excluded(address) && self.service_cidrs.iter().any(|range| range.contains(&address))
     }
 
     /// How this node's pods are recognised.

@@ -6,6 +6,9 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
+use super::input::TrafficPolicy;
 use super::names::{Family, Protocol, ServicePortName};
 
 /// What a packet must be addressed to for a frontend to take it. At most one frontend has a key.
@@ -43,6 +46,26 @@ pub enum FrontendKind {
     NodePort,
 }
 
+impl FrontendKind {
+    /// Whose policy applies to it.
+    #[must_use]
+    pub fn side(self) -> TrafficSide {
+        match self {
+            Self::ClusterIP => TrafficSide::Internal,
+            Self::ExternalIP | Self::LoadBalancerIP | Self::NodePort => TrafficSide::External,
+        }
+    }
+}
+
+/// To which traffic a traffic policy applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrafficSide {
+    /// To that of ClusterIPs (`internalTrafficPolicy`).
+    Internal,
+    /// To that of node ports, external IPs and load balancer IPs (`externalTrafficPolicy`).
+    External,
+}
+
 impl fmt::Display for FrontendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -63,6 +86,19 @@ pub struct Frontend {
     pub kind: FrontendKind,
     /// What is done.
     pub action: Action,
+    /// Who may connect, whatever the action says; everybody else is dropped. None means everybody. Only load
+    /// balancer IPs have it (`spec.loadBalancerSourceRanges`), and never together with [`Action::Reject`].
+    pub sources: Option<Arc<[IpNet]>>,
+}
+
+impl Frontend {
+    /// Whether this source address may connect.
+    #[must_use]
+    pub fn allows(&self, source: IpAddr) -> bool {
+        self.sources
+            .as_ref()
+            .is_none_or(|ranges| ranges.iter().any(|range| range.contains(&source)))
+    }
 }
 
 /// What is done with a new connection.
@@ -75,28 +111,53 @@ pub enum Action {
         /// Whether the source address becomes the node's own.
         masquerade: Masquerade,
     },
-    /// It is refused: TCP reset or ICMP port unreachable. No endpoint exists anywhere.
+    /// `externalTrafficPolicy: Local`, with endpoints somewhere. What comes from this node is treated as if it had
+    /// gone out and come back through a load balancer, which would find an endpoint on any node.
+    External {
+        /// Who gets connections of the node itself, masqueraded, and of its pods ([`super::LocalTraffic`]), which keep
+        /// their source address.
+        inside: PoolKey,
+        /// Who gets all others, with their source address; none when no endpoint is on this node: they are dropped,
+        /// so that a load balancer tries another node.
+        outside: Option<PoolKey>,
+    },
+    /// It is refused: TCP reset or ICMP port unreachable. No endpoint exists anywhere, or clients are to go to the
+    /// pods directly.
     Reject,
+    /// It is dropped: `internalTrafficPolicy: Local`, and no endpoint is on this node.
+    Drop,
+}
+
+impl Action {
+    /// The pools that connections can go to.
+    pub fn pools(&self) -> impl Iterator<Item = &PoolKey> {
+        let pools = match self {
+            Self::Balance { pool, .. } => [Some(pool), None],
+            Self::External { inside, outside } => [Some(inside), outside.as_ref()],
+            Self::Reject | Self::Drop => [None, None],
+        };
+        pools.into_iter().flatten()
+    }
 }
 
 /// Whose source address becomes the node's own, hairpin connections apart: those are always masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Masquerade {
-    /// Nobody's.
-    Never,
     /// That of everybody who is not a pod of this node ([`super::LocalTraffic`]).
     NonLocal,
     /// Everybody's.
     Always,
 }
 
-/// Names a pool: the endpoints of one Service port in one family.
+/// Names a pool: the endpoints of one Service port in one family, as one of the traffic policies has them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolKey {
     /// The Service port.
     pub owner: Arc<ServicePortName>,
     /// The family.
     pub family: Family,
+    /// The policy.
+    pub policy: TrafficPolicy,
 }
 
 /// Endpoints that share the connections of one or more frontends. Sorted by address, without duplicates.
@@ -104,6 +165,9 @@ pub struct PoolKey {
 pub struct Pool {
     /// The endpoints.
     pub endpoints: Box<[PoolEndpoint]>,
+    /// How long a client keeps its endpoint after its last new connection, in seconds. What is remembered belongs to
+    /// the Service port: both of its pools share it.
+    pub affinity: Option<u32>,
 }
 
 /// One endpoint of a pool.

@@ -2,10 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::names::{Family, Protocol, ServiceName};
 
 /// A Service that a proxy forwards: not headless, not an ExternalName.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub name: ServiceName,
@@ -20,6 +22,35 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
+    /// `spec.internalTrafficPolicy`, of the ClusterIPs.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`, of node ports, external IPs and load balancer IPs.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinity: ClientIP`: how long a client keeps its endpoint after its last new connection, in
+    /// seconds.
+    pub affinity: Option<u32>,
+    /// `spec.loadBalancerSourceRanges`: who may use the load balancer IPs; none means everybody.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// `spec.healthCheckNodePort`, of a Service of type LoadBalancer with external policy Local.
+    pub health_check_port: Option<u16>,
+    /// Annotation `networking.alpha.kubernetes.io/direct-access: "true"`: clients go to the pods directly, and
+    /// every frontend refuses.
+    pub direct_access: bool,
+}
+
+/// Which endpoints a frontend may use (KEP-2086 and `spec.externalTrafficPolicy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrafficPolicy {
+    /// Those of all nodes.
+    #[default]
+    Cluster,
+    /// Those of this node.
+    Local,
+}
+
+impl TrafficPolicy {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
 }
 
 /// One of `spec.ports`.
@@ -58,7 +89,7 @@ pub struct EndpointPort {
 }
 
 /// One of a slice's `endpoints`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// `addresses[0]`.
     pub address: IpAddr,
@@ -70,4 +101,8 @@ pub struct Endpoint {
     pub terminating: bool,
     /// Whether `nodeName` is this node's name.
     pub local: bool,
+    /// `hints.forNodes`: whether this node is among them; none when there are none.
+    pub for_nodes: Option<bool>,
+    /// `hints.forZones`; none when there are none. Shared by the endpoints of a slice that have the same.
+    pub for_zones: Option<Arc<[Arc<str>]>>,
 }

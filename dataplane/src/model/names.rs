@@ -61,7 +61,7 @@ impl fmt::Display for Protocol {
 }
 
 /// A Service's namespace and name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
     /// `metadata.namespace`.
     pub namespace: Arc<str>,

@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
+    net::IpAddr,
     sync::Arc,
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::compile::Compiled;
+use super::compile::{Compiled, HealthCheck};
 use super::context::Context;
-use super::frontend::{Action, Frontend, FrontendKey, FrontendKind, Pool, PoolKey};
-use super::names::ServiceName;
+use super::frontend::{Action, Frontend, FrontendKey, FrontendKind, Pool, PoolKey, TrafficSide};
+use super::names::{Family, ServiceName};
 
 /// Everything that a node forwards.
 ///
@@ -25,6 +26,10 @@ pub struct ForwardingTable {
     /// Claims to a key in `frontends` that lost to the frontend there.
     outranked: HashMap<FrontendKey, Vec<Frontend>>,
     pools: HashMap<PoolKey, Arc<Pool>>,
+    /// ClusterIPs, each with how many Services have it: more than one only while one is going and another coming.
+    cluster_ips: HashMap<IpAddr, usize>,
+    without_local: BTreeMap<(Family, TrafficSide), usize>,
+    direct_access: usize,
     endpoints: usize,
     digest: u128,
 }
@@ -35,6 +40,16 @@ struct Known {
     created: i64,
     keys: Vec<FrontendKey>,
     pools: Vec<PoolKey>,
+    cluster_ips: Vec<IpAddr>,
+    health_checks: Vec<(Family, HealthCheck)>,
+    without_local: Vec<(Family, TrafficSide)>,
+    direct_access: bool,
+}
+
+impl Known {
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.cluster_ips.is_empty() && self.health_checks.is_empty()
+    }
 }
 
 /// A value before and after.
@@ -55,13 +70,15 @@ pub struct Diff {
     pub frontends: BTreeMap<FrontendKey, Change<Frontend>>,
     /// Pools that differ.
     pub pools: BTreeMap<PoolKey, Change<Arc<Pool>>>,
+    /// ClusterIPs that came or went ([`ForwardingTable::cluster_ips`]).
+    pub cluster_ips: BTreeMap<IpAddr, Change<()>>,
 }
 
 impl Diff {
     /// Whether nothing differs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.context && self.frontends.is_empty() && self.pools.is_empty()
+        !self.context && self.frontends.is_empty() && self.pools.is_empty() && self.cluster_ips.is_empty()
     }
 }
 
@@ -125,7 +142,39 @@ impl ForwardingTable {
         self.pools.iter()
     }
 
-    /// How many Services have at least one frontend.
+    /// The ClusterIPs of all Services, those apart that the policy leaves alone, in no order. What is addressed to one
+    /// of them and to no frontend is refused: the port is none of its Service's.
+    pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.cluster_ips.keys().copied()
+    }
+
+    /// Whether a Service has this ClusterIP.
+    #[must_use]
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        self.cluster_ips.contains_key(&address)
+    }
+
+    /// What load balancers are told, for each Service with a `healthCheckNodePort`, in no order.
+    pub fn health_checks(&self) -> impl Iterator<Item = (&ServiceName, Family, HealthCheck)> {
+        self.services.iter().flat_map(|(name, known)| {
+            let checks = known.health_checks.iter();
+            checks.map(move |&(family, check)| (name, family, check))
+        })
+    }
+
+    /// How many Service ports have endpoints, but none on this node that policy Local lets them use.
+    #[must_use]
+    pub fn without_local(&self, family: Family, side: TrafficSide) -> usize {
+        self.without_local.get(&(family, side)).copied().unwrap_or(0)
+    }
+
+    /// How many Services ask for direct access ([`super::Service::direct_access`]).
+    #[must_use]
+    pub fn direct_access_count(&self) -> usize {
+        self.direct_access
+    }
+
+    /// How many Services are in the table.
     #[must_use]
     pub fn service_count(&self) -> usize {
         self.services.len()
@@ -156,15 +205,25 @@ impl ForwardingTable {
             created,
             frontends,
             pools,
+            cluster_ips,
+            health_checks,
+            without_local,
+            direct_access,
             problems: _,
         } = compiled;
+        let known = Known {
+            created,
+            keys: frontends.iter().map(|(key, _)| *key).collect(),
+            pools: pools.iter().map(|(key, _)| key.clone()).collect(),
+            cluster_ips,
+            health_checks,
+            without_local,
+            direct_access,
+        };
         let old = self.services.remove(&service).unwrap_or_default();
-        if !frontends.is_empty() {
-            let known = Known {
-                created,
-                keys: frontends.iter().map(|(key, _)| *key).collect(),
-                pools: pools.iter().map(|(key, _)| key.clone()).collect(),
-            };
+        self.count_known(&known, true, diff);
+        self.count_known(&old, false, diff);
+        if !known.is_empty() {
             self.services.insert(service.clone(), known);
         }
         let gone: Vec<_> = old
@@ -190,16 +249,34 @@ impl ForwardingTable {
 
     /// Takes a Service out.
     pub fn remove(&mut self, service: &ServiceName, diff: &mut Diff) {
-        self.set(
-            Compiled {
-                service: service.clone(),
-                created: 0,
-                frontends: Vec::new(),
-                pools: Vec::new(),
-                problems: Vec::new(),
-            },
-            diff,
-        );
+        self.set(Compiled::nothing(service.clone()), diff);
+    }
+
+    /// Counts in, or out, what a Service adds to the sums over all of them.
+    fn count_known(&mut self, known: &Known, comes: bool, diff: &mut Diff) {
+        let count = |number: &mut usize| {
+            *number = if comes {
+                *number + 1
+            } else {
+                number.saturating_sub(1)
+            }
+        };
+        for &address in &known.cluster_ips {
+            let number = self.cluster_ips.entry(address).or_default();
+            let before = (*number > 0).then_some(());
+            count(number);
+            let after = (*number > 0).then_some(());
+            if after.is_none() {
+                self.cluster_ips.remove(&address);
+            }
+            note(&mut diff.cluster_ips, address, before, after);
+        }
+        for what in &known.without_local {
+            count(self.without_local.entry(*what).or_default());
+        }
+        if known.direct_access {
+            count(&mut self.direct_access);
+        }
     }
 
     fn put_pool(&mut self, key: PoolKey, pool: Option<Pool>, diff: &mut Diff) {
@@ -278,15 +355,29 @@ impl ForwardingTable {
 }
 
 fn frontend_digest(key: &FrontendKey, frontend: &Frontend) -> u128 {
-    let action = match &frontend.action {
-        Action::Balance { pool, masquerade } => format!("{:?} {masquerade:?}", pool.owner),
+    let Frontend {
+        owner,
+        kind: _,
+        action,
+        sources,
+    } = frontend;
+    let action = match action {
+        Action::Balance { pool, masquerade } => format!("{:?} {:?} {masquerade:?}", pool.owner, pool.policy),
+        Action::External { inside, outside } => {
+            let outside = outside.as_ref().map(|pool| (&pool.owner, pool.policy));
+            format!("{:?} {:?} else {outside:?}", inside.owner, inside.policy)
+        }
         Action::Reject => "reject".to_owned(),
+        Action::Drop => "drop".to_owned(),
     };
-    digest(&format!("frontend {key:?} {:?} {action}", frontend.owner))
+    digest(&format!("frontend {key:?} {owner:?} {action} {sources:?}"))
 }
 
 fn pool_digest(key: &PoolKey, pool: &Pool) -> u128 {
-    let mut text = format!("pool {:?} {}", key.owner, key.family);
+    let mut text = format!(
+        "pool {:?} {} {:?} {:?}",
+        key.owner, key.family, key.policy, pool.affinity
+    );
     for endpoint in &pool.endpoints {
         text.push(' ');
         text.push_str(&endpoint.address.to_string());

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     Context, Endpoint, EndpointPort, EndpointSlice, Family, NodeFacts, NodePortAddresses, Protocol, Service,
-    ServiceName, ServicePort, Settings,
+    ServiceName, ServicePort, Settings, TrafficPolicy,
 };
 
 pub(super) fn ip(text: &str) -> IpAddr {
@@ -20,6 +20,12 @@ pub(super) fn service(name: &str, cluster_ips: &[&str]) -> Service {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         ports: vec![port("", Protocol::Tcp, 80)],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        source_ranges: None,
+        health_check_port: None,
+        direct_access: false,
     }
 }
 
@@ -52,6 +58,8 @@ pub(super) fn ready(address: &str) -> Endpoint {
         serving: true,
         terminating: false,
         local: false,
+        for_nodes: None,
+        for_zones: None,
     }
 }
 
@@ -66,6 +74,8 @@ pub(super) fn context() -> Context {
             internal_ips: vec![ip("192.168.0.1"), ip("fd00::1")],
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
             interface_addresses: vec![ip("192.168.0.1"), ip("172.16.0.1"), ip("fd00::1")],
+            zone: Some("zone-a".into()),
         },
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
     }
 }

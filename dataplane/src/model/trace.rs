@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::context::LocalTraffic;
-use super::frontend::{Action, Destination, FrontendKey, Masquerade};
+use super::frontend::{Action, Destination, FrontendKey, Masquerade, PoolEndpoint, PoolKey};
 use super::names::{Family, Protocol};
 use super::table::ForwardingTable;
 
@@ -38,6 +38,8 @@ pub enum Verdict {
     Balance(Vec<Target>),
     /// It is refused.
     Reject,
+    /// It is dropped.
+    Drop,
     /// No frontend takes it: the kernel routes it as if there were no proxy.
     Pass,
 }
@@ -76,42 +78,82 @@ impl ForwardingTable {
                 }
             });
         let Some(frontend) = frontend else {
-            return Verdict::Pass;
+            return if self.is_cluster_ip(packet.destination) {
+                Verdict::Reject
+            } else if self.context().is_service_address(packet.destination) {
+                Verdict::Drop
+            } else {
+                Verdict::Pass
+            };
         };
+        if !frontend.allows(packet.source) {
+            return Verdict::Drop;
+        }
         match &frontend.action {
             Action::Reject => Verdict::Reject,
+            Action::Drop => Verdict::Drop,
             Action::Balance { pool, masquerade } => {
                 let all = match masquerade {
-                    Masquerade::Never => false,
                     Masquerade::Always => true,
-                    Masquerade::NonLocal => !self.is_local(packet),
+                    Masquerade::NonLocal => {
+                        self.origin(packet) != Some(Origin::Pod) && self.tells_pods(family)
+                    }
                 };
-                let endpoints = self
-                    .pool(pool)
-                    .map(|pool| pool.endpoints.as_ref())
-                    .unwrap_or_default();
-                let target = |endpoint: &super::PoolEndpoint| Target {
-                    address: endpoint.address,
-                    masqueraded: all || (endpoint.local && endpoint.address.ip() == packet.source),
-                };
-                Verdict::Balance(endpoints.iter().map(target).collect())
+                self.balance(pool, packet, all)
             }
+            Action::External { inside, outside } => match (self.origin(packet), outside) {
+                (Some(Origin::Host), _) => self.balance(inside, packet, true),
+                (Some(Origin::Pod), _) => self.balance(inside, packet, false),
+                (None, Some(outside)) => self.balance(outside, packet, false),
+                (None, None) => Verdict::Drop,
+            },
         }
     }
 
-    /// Whether a packet counts as one of this node's pods'.
-    fn is_local(&self, packet: &Packet) -> bool {
+    fn balance(&self, pool: &PoolKey, packet: &Packet, masquerade: bool) -> Verdict {
+        let endpoints = self
+            .pool(pool)
+            .map(|pool| pool.endpoints.as_ref())
+            .unwrap_or_default();
+        let target = |endpoint: &PoolEndpoint| Target {
+            address: endpoint.address,
+            masqueraded: masquerade || (endpoint.local && endpoint.address.ip() == packet.source),
+        };
+        Verdict::Balance(endpoints.iter().map(target).collect())
+    }
+
+    /// Whether pods can be told from others at all.
+    fn tells_pods(&self, family: Family) -> bool {
+        self.context().local_traffic(family) != LocalTraffic::Unknown
+    }
+
+    /// Which part of this node a packet comes from; none for everybody else.
+    fn origin(&self, packet: &Packet) -> Option<Origin> {
         let interface = match &packet.ingress {
             Ingress::Host => "",
             Ingress::Interface(name) => name,
         };
-        match self.context().local_traffic(Family::of(packet.source)) {
-            LocalTraffic::Unknown => true,
+        let is_pod = match self.context().local_traffic(Family::of(packet.source)) {
+            LocalTraffic::Unknown => false,
             LocalTraffic::From(ranges) => ranges.iter().any(|range| range.contains(&packet.source)),
             LocalTraffic::Interface(name) => interface == &*name,
             LocalTraffic::InterfacePrefix(prefix) => interface.starts_with(&*prefix),
+        };
+        if is_pod {
+            Some(Origin::Pod)
+        } else if packet.ingress == Ingress::Host {
+            Some(Origin::Host)
+        } else {
+            None
         }
     }
+}
+
+/// A part of this node that packets come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Pod,
+    Host,
 }
 
 #[cfg(test)]

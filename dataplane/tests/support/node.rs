@@ -164,7 +164,9 @@ impl Node {
                 internal_ips: vec![self.at.node],
                 pod_cidrs: vec![range.parse().unwrap()],
                 interface_addresses: vec![self.at.node, self.at.pod_gateway, self.at.node_to_servers],
+                zone: None,
             },
+            service_cidrs: Vec::new(),
         }
     }
 
@@ -188,6 +190,7 @@ impl Node {
             external_ips: vec![self.at.external],
             load_balancer_ips: vec![self.at.balanced],
             ports: vec![port("stream", Protocol::Tcp), port("datagram", Protocol::Udp)],
+            ..Service::default()
         }
     }
 
@@ -212,6 +215,8 @@ impl Node {
                     serving: true,
                     terminating: false,
                     local: address == self.at.pod,
+                    for_nodes: None,
+                    for_zones: None,
                 })
                 .collect(),
         };

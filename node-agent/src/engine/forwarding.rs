@@ -98,6 +98,7 @@ impl Forwarding {
                 internal_ips: node.internal_ips,
                 pod_cidrs: node.pod_cidrs,
                 interface_addresses: self.addresses.clone().unwrap_or_default(),
+                zone: node.zone,
             };
             let context = Context {
                 node: facts,

@@ -45,7 +45,7 @@ impl Recorder {
             pointsman_dataplane::model::Action::Balance { pool, .. } => {
                 table.pool(pool).unwrap().endpoints.len()
             }
-            pointsman_dataplane::model::Action::Reject => 0,
+            _ => 0,
         };
         let own = table.frontends().filter(|(key, _)| key.family == self.family);
         self.kernel.lock().unwrap().frontends = own.map(|(key, _)| (*key, endpoints(key))).collect();
@@ -185,9 +185,8 @@ fn web(last: u8) -> Event {
         name: name.clone(),
         created: 0,
         cluster_ips: vec![[10, 96, 0, last].into()],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
         ports: vec![port],
+        ..Service::default()
     };
     Event::Service(
         name,
@@ -205,6 +204,8 @@ fn endpoints(lasts: &[u8]) -> Event {
         serving: true,
         terminating: false,
         local: false,
+        for_nodes: None,
+        for_zones: None,
     };
     let slice = EndpointSlice {
         family: Family::V4,

@@ -17,9 +17,8 @@ fn service(last: u8) -> Parsed<Service> {
         name: name("web"),
         created: 0,
         cluster_ips: vec![[10, 96, 0, last].into()],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
         ports: vec![port],
+        ..Service::default()
     };
     Parsed {
         object: Some(object),
@@ -34,6 +33,8 @@ fn slice(owner: &str, last: u8) -> Parsed<(ServiceName, EndpointSlice)> {
         serving: true,
         terminating: false,
         local: false,
+        for_nodes: None,
+        for_zones: None,
     };
     let port = EndpointPort {
         name: "".into(),

@@ -11,6 +11,7 @@ mod slice;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use pointsman_dataplane::model::{Protocol, ServiceName};
 use serde::{Deserialize, Deserializer};
@@ -23,10 +24,16 @@ pub(super) use slice::SlimSlice;
 pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// The label of a Service or slice that no proxy is to serve.
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// The annotation of a Service whose clients go to its pods directly.
+const DIRECT_ACCESS_ANNOTATION: &str = "networking.alpha.kubernetes.io/direct-access";
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// Reads metadata without its managed fields, owner references and annotations.
+/// The annotations that are read.
+const ANNOTATIONS: [&str; 1] = [DIRECT_ACCESS_ANNOTATION];
+
+/// Reads metadata without its managed fields, owner references and the annotations that mean nothing here.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -37,8 +44,13 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         creation_timestamp: Option<Time>,
         deletion_timestamp: Option<Time>,
         labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
     }
     let slim = Slim::deserialize(deserializer)?;
+    let annotations = slim.annotations.map(|mut annotations| {
+        annotations.retain(|name, _| ANNOTATIONS.contains(&name.as_str()));
+        annotations
+    });
     Ok(ObjectMeta {
         name: slim.name,
         namespace: slim.namespace,
@@ -46,6 +58,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         creation_timestamp: slim.creation_timestamp,
         deletion_timestamp: slim.deletion_timestamp,
         labels: slim.labels,
+        annotations,
         ..ObjectMeta::default()
     })
 }
@@ -82,6 +95,16 @@ pub(super) fn address(text: &str) -> Option<IpAddr> {
         .collect::<Option<_>>()?;
     let octets: [u8; 4] = octets.try_into().ok()?;
     Some(IpAddr::V4(Ipv4Addr::from(octets)))
+}
+
+/// A CIDR, its address read as [`address`] reads one and its host bits cleared.
+pub(super) fn range(text: &str) -> Option<IpNet> {
+    let (network, length) = text.split_once('/')?;
+    let plain = length.bytes().all(|byte| byte.is_ascii_digit());
+    let length = length.parse().ok().filter(|_| plain)?;
+    IpNet::new(address(network)?, length)
+        .ok()
+        .map(|range| range.trunc())
 }
 
 fn protocol(text: Option<&str>) -> Option<Protocol> {

@@ -8,7 +8,15 @@ use ipnet::IpNet;
 use crate::iptables::names::Table;
 use crate::iptables::observe::Saved;
 use crate::iptables::plan::BothSaved;
-use crate::model::{Packet, Target, Verdict};
+use crate::model::{Ingress, Packet, Target, Verdict};
+
+/// Where the rules leave a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Translated(Target),
+    Refused,
+    Dropped,
+}
 
 /// Both tables: the rules of each chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,48 +104,67 @@ impl Kernel {
 
     /// What becomes of a packet.
     pub(super) fn walk(&self, packet: &Packet) -> Verdict {
+        let (nat, filter) = match packet.ingress {
+            Ingress::Host => ("OUTPUT", "OUTPUT"),
+            Ingress::Interface(_) => ("PREROUTING", "INPUT"),
+        };
         let mut reached = BTreeSet::new();
-        self.chain(Table::Nat, "PREROUTING", packet, false, &mut reached);
+        self.chain(Table::Nat, nat, packet, false, &mut reached);
         if reached.is_empty() {
-            self.chain(Table::Filter, "INPUT", packet, false, &mut reached);
+            self.chain(Table::Filter, filter, packet, false, &mut reached);
         }
-        if reached.contains(&None) {
-            assert_eq!(reached.len(), 1);
-            return Verdict::Reject;
-        }
-        let targets: Vec<Target> = reached.into_iter().flatten().collect();
-        if targets.is_empty() {
-            Verdict::Pass
-        } else {
-            Verdict::Balance(targets)
+        let targets: Vec<Target> = reached
+            .iter()
+            .filter_map(|end| {
+                if let End::Translated(target) = end {
+                    Some(*target)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        match (targets.is_empty(), reached.iter().next()) {
+            (true, Some(End::Refused)) => Verdict::Reject,
+            (true, Some(End::Dropped)) => Verdict::Drop,
+            (true, _) => Verdict::Pass,
+            (false, _) => {
+                assert_eq!(targets.len(), reached.len(), "{packet:?}: {reached:?}");
+                Verdict::Balance(targets)
+            }
         }
     }
 
     /// Walks one chain. Gives the mark that the packet has when it comes back, or nothing when it does not. What a
-    /// packet may reach by chance is all in `reached`; a refusal is none.
+    /// packet may reach by chance is all in `reached`.
     fn chain(
         &self,
         table: Table,
         chain: &str,
         packet: &Packet,
         mut marked: bool,
-        reached: &mut BTreeSet<Option<Target>>,
+        reached: &mut BTreeSet<End>,
     ) -> Option<bool> {
         for rule in &self.0[table as usize][chain] {
             if !matches(rule, packet) {
                 continue;
             }
-            let by_chance = rule.contains("--probability");
+            // A client that an endpoint remembers is one more way to get to it.
+            let by_chance = rule.contains("--probability") || rule.contains("--rcheck");
             match target(rule).unwrap() {
                 "RETURN" => return Some(marked),
                 "MARK" => marked = true,
+                "ACCEPT" => return None,
                 "REJECT" => {
-                    reached.insert(None);
+                    reached.insert(End::Refused);
+                    return None;
+                }
+                "DROP" => {
+                    reached.insert(End::Dropped);
                     return None;
                 }
                 "DNAT" => {
                     let address = rule.rsplit(' ').next().unwrap().parse().unwrap();
-                    reached.insert(Some(Target {
+                    reached.insert(End::Translated(Target {
                         address,
                         masqueraded: marked,
                     }));
@@ -170,6 +197,15 @@ fn matches(rule: &str, packet: &Packet) -> bool {
     let rule = rule.split(" -m comment").next().unwrap();
     let words: Vec<&str> = rule.split(' ').collect();
     words.windows(2).all(|pair| match pair[0] {
+        "-i" => {
+            let is_in = match (&packet.ingress, pair[1].strip_suffix('+')) {
+                (Ingress::Host, _) => false,
+                (Ingress::Interface(name), None) => name == pair[1],
+                (Ingress::Interface(name), Some(prefix)) => name.starts_with(prefix),
+            };
+            is_in != words.contains(&"!")
+        }
+        "--src-type" => packet.ingress == Ingress::Host,
         "-d" => within(packet.destination, pair[1]),
         "-s" => within(packet.source, pair[1]),
         "-p" => packet.protocol.as_str() == pair[1],

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::iptables::observe::normalise;
-use crate::model::{Destination, FrontendKind, ServiceName, ServicePortName};
+use crate::model::{Destination, FrontendKind, Protocol, ServiceName, ServicePortName, TrafficPolicy};
+use words::Address;
 
 fn owner(namespace: &str, name: &str, port: &str) -> Arc<ServicePortName> {
     Arc::new(ServicePortName {
@@ -20,6 +21,7 @@ fn key_of(owner: &Arc<ServicePortName>) -> PoolKey {
     PoolKey {
         owner: Arc::clone(owner),
         family: Family::V4,
+        policy: TrafficPolicy::Cluster,
     }
 }
 
@@ -30,6 +32,7 @@ fn pool_of(endpoints: &[(&str, bool)]) -> Pool {
     };
     Pool {
         endpoints: endpoints.iter().map(endpoint).collect(),
+        affinity: None,
     }
 }
 
@@ -45,7 +48,10 @@ fn frontend_rules(destination: Destination, frontend: &Frontend) -> Vec<String> 
         port: 80,
     };
     let mut rules = Rules::default();
-    super::frontend(&key, frontend, &mut rules);
+    forwarded(&key, frontend, &LocalTraffic::Unknown, &mut rules);
+    if has_rules(frontend, Table::Filter) {
+        blocked(&key, frontend, &mut rules);
+    }
     rules.lines().map(str::to_owned).collect()
 }
 
@@ -58,7 +64,7 @@ fn a_pool_gives_equal_shares_and_local_endpoints_a_chain() {
         ("10.0.0.2:80", true),
         ("10.0.0.3:80", false),
     ];
-    pool(&key, &pool_of(&endpoints), &mut rules);
+    pool(&key, &pool_of(&endpoints), Family::V4, &mut rules);
     let local = Chain::endpoint(&key, "10.0.0.2:80".parse().unwrap());
     assert_eq!(
         rules.lines().collect::<Vec<_>>(),
@@ -80,7 +86,15 @@ fn every_endpoint_of_any_pool_has_the_same_share() {
             })
             .collect();
         let mut rules = Rules::default();
-        pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints }, &mut rules);
+        pool(
+            &key_of(&owner("a", "b", "c")),
+            &Pool {
+                endpoints,
+                affinity: None,
+            },
+            Family::V4,
+            &mut rules,
+        );
         assert_eq!(rules.count(), count);
         let mut left = 1.0;
         for rule in rules.lines() {
@@ -108,13 +122,10 @@ fn frontends_mark_before_they_go() {
             pool: key_of(&service),
             masquerade,
         },
+        sources: None,
     };
     let go = format!(
         "-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -m comment --comment \"default/web:http cluster IP\" -g {svc}"
-    );
-    assert_eq!(
-        frontend_rules(vip, &balance(Masquerade::Never)),
-        std::slice::from_ref(&go)
     );
     assert_eq!(
         frontend_rules(vip, &balance(Masquerade::NonLocal)),
@@ -131,12 +142,13 @@ fn frontends_mark_before_they_go() {
         owner: service,
         kind: FrontendKind::LoadBalancerIP,
         action: Action::Reject,
+        sources: None,
     };
     assert_eq!(
         frontend_rules(Destination::Address("fd00::1".parse().unwrap()), &reject),
         ["-d fd00::1/128 -p tcp -m tcp --dport 80 \
           -m comment --comment \"default/web:http load balancer IP has no endpoints\" \
-          -j REJECT --reject-with icmp6-port-unreachable"]
+          -g PM-REFUSE"]
     );
 }
 
@@ -198,13 +210,13 @@ proptest! {
     #[test]
     fn no_name_gets_out_of_its_comment(namespace in any::<String>(), name in any::<String>(), port in any::<String>()) {
         let service = owner(&namespace, &name, &port);
-        let frontend = Frontend { owner: service, kind: FrontendKind::NodePort, action: Action::Reject };
+        let frontend = Frontend { owner: service, kind: FrontendKind::NodePort, action: Action::Reject, sources: None };
         let rules = frontend_rules(Destination::NodePort, &frontend);
         prop_assert_eq!(rules.len(), 1);
         let (before, rest) = rules[0].split_once("--comment \"").unwrap();
         let (comment, after) = rest.split_once('"').unwrap();
         prop_assert_eq!(before, "-p tcp -m tcp --dport 80 -m comment ");
-        prop_assert_eq!(after, " -j REJECT --reject-with icmp-port-unreachable");
+        prop_assert_eq!(after, " -g PM-REFUSE");
         prop_assert!(comment.len() < 256);
         prop_assert!(comment.chars().all(|letter| letter.is_ascii_alphanumeric() || "-._/: ".contains(letter)), "{}", comment);
     }
@@ -216,7 +228,7 @@ proptest! {
             .map(|at| PoolEndpoint { address: format!("10.0.{}.1:80", at % 256).parse().unwrap(), local: at % 3 == 0 })
             .collect();
         let mut rules = Rules::default();
-        pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints }, &mut rules);
+        pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints, affinity: None }, Family::V4, &mut rules);
         for rule in rules.lines() {
             prop_assert_eq!(normalise(rule), rule);
         }
@@ -239,6 +251,7 @@ fn nasty_names() {
             owner: owner(name, name, name),
             kind: FrontendKind::ClusterIP,
             action: Action::Reject,
+            sources: None,
         };
         let rules = frontend_rules(Destination::NodePort, &frontend);
         assert_eq!(rules.len(), 1, "{rules:?}");

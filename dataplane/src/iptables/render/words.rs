@@ -5,18 +5,65 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
+
 use crate::model::{Destination, Family, Frontend, FrontendKey};
 
 /// The match of a frontend's key.
 pub(super) struct Addressed<'a>(pub(super) &'a FrontendKey);
 
+impl<'a> Addressed<'a> {
+    /// The same, of what comes in through an interface.
+    pub(super) fn from_interface(&self, name: &'a str, more: &'a str) -> impl fmt::Display + 'a {
+        let key = self.0;
+        fmt::from_fn(move |f| {
+            address(f, key)?;
+            write!(f, "-i {name}{more} ")?;
+            port(f, key)
+        })
+    }
+}
+
 impl fmt::Display for Addressed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FrontendKey { protocol, port, .. } = self.0;
-        if let Destination::Address(address) = self.0.destination {
-            write!(f, "-d {} ", Host(address))?;
+        address(f, self.0)?;
+        port(f, self.0)
+    }
+}
+
+fn address(f: &mut fmt::Formatter<'_>, key: &FrontendKey) -> fmt::Result {
+    match key.destination {
+        Destination::Address(address) => write!(f, "-d {} ", Host(address)),
+        Destination::NodePort => Ok(()),
+    }
+}
+
+fn port(f: &mut fmt::Formatter<'_>, FrontendKey { protocol, port, .. }: &FrontendKey) -> fmt::Result {
+    write!(f, "-p {protocol} -m {protocol} --dport {port}")
+}
+
+/// A match of a range by this option, with a space behind; nothing for a range that has every address.
+pub(super) struct Range(pub(super) &'static str, pub(super) IpNet);
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(option, range) = self;
+        match range.prefix_len() {
+            0 => Ok(()),
+            length => write!(f, "{option} {}/{length} ", Address(range.network())),
         }
-        write!(f, "-p {protocol} -m {protocol} --dport {port}")
+    }
+}
+
+/// The mask that leaves an address whole.
+pub(super) struct Mask(pub(super) Family);
+
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Family::V4 => "255.255.255.255",
+            Family::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        })
     }
 }
 

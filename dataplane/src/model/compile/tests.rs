@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::testing::{context, ip, port, ready, service, slice};
-use crate::model::{Protocol, Settings};
+use crate::model::{Endpoint, Protocol, Settings};
 
 fn endpoints(compiled: &Compiled) -> Vec<String> {
     compiled
@@ -44,12 +44,12 @@ fn only_ready_endpoints_get_connections_until_there_are_none() {
     slice.endpoints[0] = Endpoint {
         ready: false,
         serving: false,
-        ..slice.endpoints[0]
+        ..slice.endpoints[0].clone()
     };
     slice.endpoints[1] = Endpoint {
         ready: false,
         terminating: true,
-        ..slice.endpoints[1]
+        ..slice.endpoints[1].clone()
     };
     let web = service("web", &["10.96.0.1"]);
     assert_eq!(

@@ -110,7 +110,8 @@ fn node_ports_answer_on_the_chosen_addresses_only() {
     );
     assert_eq!(
         table.trace(&packet("192.168.0.77", Some("eth0"), "10.96.0.1", 30080)),
-        Verdict::Pass
+        Verdict::Reject,
+        "a ClusterIP has its Service's ports only"
     );
 }
 
@@ -123,7 +124,13 @@ fn a_service_without_endpoints_refuses() {
     );
     assert_eq!(
         table.trace(&packet("10.244.1.9", Some("veth0"), "10.96.0.3", 80)),
-        Verdict::Pass
+        Verdict::Drop,
+        "no Service has this address"
+    );
+    assert_eq!(
+        table.trace(&packet("10.244.1.9", Some("veth0"), "10.97.0.3", 80)),
+        Verdict::Pass,
+        "nor can any have it"
     );
 }
 

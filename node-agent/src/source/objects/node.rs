@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::Deserialize;
 
-use super::{AUTOSCALER_TAINT, address, list, metadata};
+use super::{AUTOSCALER_TAINT, ZONE_LABEL, address, label, list, metadata};
 use crate::source::NodeState;
 
 /// What is read of the own Node.
@@ -63,6 +63,9 @@ impl SlimNode {
             .into_iter()
             .filter(|address| address.type_ == "InternalIP");
         NodeState {
+            zone: label(&self.metadata, ZONE_LABEL)
+                .filter(|zone| !zone.is_empty())
+                .map(Into::into),
             internal_ips: addresses.filter_map(|entry| address(&entry.address)).collect(),
             pod_cidrs: ranges
                 .iter()

@@ -2,12 +2,16 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use pointsman_dataplane::model::{Service, ServiceName, ServicePort};
+use pointsman_dataplane::model::{Service, ServiceName, ServicePort, TrafficPolicy};
 use serde::Deserialize;
 
-use super::{HEADLESS_LABEL, PROXY_NAME_LABEL, address, label, list, metadata, name, port, protocol};
+use super::{
+    DIRECT_ACCESS_ANNOTATION, HEADLESS_LABEL, PROXY_NAME_LABEL, address, label, list, metadata, name, port,
+    protocol, range,
+};
 use crate::source::Parsed;
 
 /// What is read of a Service.
@@ -35,7 +39,30 @@ struct SlimServiceSpec {
     external_ips: Vec<String>,
     #[serde(default, deserialize_with = "list")]
     ports: Vec<SlimServicePort>,
+    session_affinity: Option<String>,
+    #[serde(default)]
+    session_affinity_config: Option<SlimAffinityConfig>,
+    internal_traffic_policy: Option<String>,
+    external_traffic_policy: Option<String>,
+    #[serde(default, deserialize_with = "list")]
+    load_balancer_source_ranges: Vec<String>,
+    health_check_node_port: Option<i64>,
 }
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct SlimAffinityConfig {
+    #[serde(rename = "clientIP")]
+    client_ip: Option<SlimClientIp>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimClientIp {
+    timeout_seconds: Option<i64>,
+}
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` where it is not set (`DefaultClientIPServiceAffinitySeconds`).
+const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -123,6 +150,44 @@ impl SlimService {
                 )),
             }
         }
+        let type_ = spec.type_.as_deref().unwrap_or("ClusterIP");
+        let policy = |text: Option<String>| match text.as_deref() {
+            Some("Local") => TrafficPolicy::Local,
+            _ => TrafficPolicy::Cluster,
+        };
+        // A policy of a Service that nobody outside can reach means nothing (`ExternalPolicyLocal`).
+        let is_external = matches!(type_, "LoadBalancer" | "NodePort") || !external_ips.is_empty();
+        let external_policy = policy(spec.external_traffic_policy.filter(|_| is_external));
+        let health_check_port = spec
+            .health_check_node_port
+            .filter(|_| type_ == "LoadBalancer" && external_policy == TrafficPolicy::Local)
+            .and_then(port);
+        let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+            spec.session_affinity_config
+                .and_then(|config| config.client_ip?.timeout_seconds)
+                .and_then(|seconds| u32::try_from(seconds).ok())
+                .filter(|seconds| (1..=86_400).contains(seconds))
+                .unwrap_or(DEFAULT_AFFINITY_SECONDS)
+        });
+        let restricted = !spec.load_balancer_source_ranges.is_empty();
+        let ranges: Vec<IpNet> = spec
+            .load_balancer_source_ranges
+            .into_iter()
+            .filter_map(|text| {
+                let parsed = range(text.trim());
+                if parsed.is_none() {
+                    problems.push(format!(
+                        "Service {name}: spec.loadBalancerSourceRanges has {text:?}, which is no CIDR: it lets nobody in; \
+                         mend the field"
+                    ));
+                }
+                parsed
+            })
+            .collect();
+        let annotations = self.metadata.annotations.as_ref();
+        let direct_access = annotations
+            .and_then(|annotations| annotations.get(DIRECT_ACCESS_ANNOTATION))
+            .is_some_and(|value| value == "true");
         let created = self
             .metadata
             .creation_timestamp
@@ -134,6 +199,12 @@ impl SlimService {
             external_ips,
             load_balancer_ips,
             ports,
+            internal_policy: policy(spec.internal_traffic_policy),
+            external_policy,
+            affinity,
+            source_ranges: restricted.then_some(ranges),
+            health_check_port,
+            direct_access,
         };
         // Without a ClusterIP it is not allocated yet, or headless.
         let object = (!service.cluster_ips.is_empty()).then_some(service);

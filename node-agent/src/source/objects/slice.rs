@@ -40,6 +40,22 @@ struct SlimEndpoint {
     #[serde(default)]
     conditions: SlimConditions,
     node_name: Option<String>,
+    #[serde(default)]
+    hints: Option<SlimHints>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimHints {
+    #[serde(default, deserialize_with = "list")]
+    for_zones: Vec<SlimHint>,
+    #[serde(default, deserialize_with = "list")]
+    for_nodes: Vec<SlimHint>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct SlimHint {
+    name: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -82,6 +98,7 @@ impl SlimSlice {
                 )),
             }
         }
+        let mut zones = Zones::default();
         let mut endpoints = Vec::with_capacity(self.endpoints.len());
         for entry in self.endpoints {
             // All addresses of an endpoint are the same endpoint; like kube-proxy, the first one is used.
@@ -95,12 +112,16 @@ impl SlimSlice {
                 continue;
             };
             let ready = entry.conditions.ready.unwrap_or(true);
+            let hints = entry.hints.unwrap_or_default();
+            let for_nodes = hints.for_nodes.iter().any(|hint| hint.name == node);
             endpoints.push(Endpoint {
                 address,
                 ready,
                 serving: entry.conditions.serving.unwrap_or(ready),
                 terminating: entry.conditions.terminating.unwrap_or(false),
                 local: entry.node_name.as_deref() == Some(node),
+                for_nodes: (!hints.for_nodes.is_empty()).then_some(for_nodes),
+                for_zones: zones.share(&hints.for_zones),
             });
         }
         let service = ServiceName {
@@ -118,5 +139,30 @@ impl SlimSlice {
             )),
             problems,
         }
+    }
+}
+
+/// The different lists of zones of a slice: mostly a few, each of many endpoints.
+#[derive(Default)]
+struct Zones(Vec<Arc<[Arc<str>]>>);
+
+impl Zones {
+    fn share(&mut self, hints: &[SlimHint]) -> Option<Arc<[Arc<str>]>> {
+        if hints.is_empty() {
+            return None;
+        }
+        let names = hints.iter().map(|hint| hint.name.as_str());
+        let known = self
+            .0
+            .iter()
+            .find(|zones| zones.iter().map(|zone| &**zone).eq(names.clone()));
+        Some(match known {
+            Some(zones) => Arc::clone(zones),
+            None => {
+                let zones: Arc<[Arc<str>]> = names.map(Arc::from).collect();
+                self.0.push(Arc::clone(&zones));
+                zones
+            }
+        })
     }
 }

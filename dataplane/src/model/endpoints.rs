@@ -1,0 +1,153 @@
+//! Which endpoints of a Service port may get connections, by conditions, hints and node (kube-proxy's
+//! `CategorizeEndpoints`).
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use super::frontend::PoolEndpoint;
+use super::input::{Endpoint, EndpointSlice};
+use super::names::{Family, ServicePortName};
+
+/// The endpoints of one Service port in one family.
+///
+/// While an endpoint moves from one slice to another both may have it: what is true in one of them counts, so that the
+/// order of slices does not matter.
+#[derive(Debug, Default)]
+pub(super) struct Candidates(BTreeMap<SocketAddr, Candidate>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Candidate {
+    ready: bool,
+    /// Serves while it terminates (KEP-1669).
+    terminating: bool,
+    local: bool,
+    /// Whether it has hints for nodes, and for zones.
+    hinted: [bool; 2],
+    /// Whether this node is, and its zone is, among them.
+    meant: [bool; 2],
+}
+
+/// Indices of [`Candidate::hinted`] and [`Candidate::meant`].
+const NODE: usize = 0;
+const ZONE: usize = 1;
+
+impl Candidates {
+    /// Those of the slices' ports that have the Service port's name and protocol. `zone` is this node's.
+    pub(super) fn of<'a>(
+        owner: &ServicePortName,
+        family: Family,
+        slices: impl IntoIterator<Item = &'a EndpointSlice>,
+        zone: Option<&str>,
+    ) -> Self {
+        let mut found = Self::default();
+        for slice in slices.into_iter().filter(|slice| slice.family == family) {
+            let named = slice
+                .ports
+                .iter()
+                .filter(|port| port.name == owner.port && port.protocol == owner.protocol);
+            for port in named {
+                for endpoint in slice.endpoints.iter().filter(|e| impossible(e, family).is_none()) {
+                    found
+                        .0
+                        .entry(SocketAddr::new(endpoint.address, port.port))
+                        .or_default()
+                        .take_in(endpoint, zone);
+                }
+            }
+        }
+        found.0.retain(|_, it| it.ready || it.terminating);
+        found
+    }
+
+    /// Whether nobody anywhere could get a connection.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Policy Cluster: the ready ones that hints allow; when none is ready, those that serve while they terminate.
+    pub(super) fn cluster(&self) -> Box<[PoolEndpoint]> {
+        let topology = self.topology();
+        let ready = |it: &Candidate| it.ready && topology.is_none_or(|by| it.meant[by]);
+        self.choose(ready, |it| it.terminating)
+    }
+
+    /// Policy Local: the same among those of this node, without hints.
+    pub(super) fn local(&self) -> Box<[PoolEndpoint]> {
+        self.choose(|it| it.ready && it.local, |it| it.terminating && it.local)
+    }
+
+    /// The addresses of this node's ready endpoints: those that a load balancer's health check counts.
+    pub(super) fn local_ready(&self) -> impl Iterator<Item = IpAddr> {
+        let local = self.0.iter().filter(|(_, it)| it.ready && it.local);
+        local.map(|(address, _)| address.ip())
+    }
+
+    fn choose(
+        &self,
+        first: impl Fn(&Candidate) -> bool,
+        fallback: impl Fn(&Candidate) -> bool,
+    ) -> Box<[PoolEndpoint]> {
+        let all = |choice: &dyn Fn(&Candidate) -> bool| -> Box<[PoolEndpoint]> {
+            let chosen = self.0.iter().filter(|(_, it)| choice(it));
+            chosen
+                .map(|(&address, it)| PoolEndpoint {
+                    address,
+                    local: it.local,
+                })
+                .collect()
+        };
+        let chosen = all(&first);
+        if chosen.is_empty() { all(&fallback) } else { chosen }
+    }
+
+    /// Which hints count: those that every ready endpoint has, and of which some are for us; nodes before zones
+    /// (KEP-4444, KEP-3015).
+    fn topology(&self) -> Option<usize> {
+        let ready = || self.0.values().filter(|it| it.ready);
+        [NODE, ZONE]
+            .into_iter()
+            .find(|&by| ready().all(|it| it.hinted[by]) && ready().any(|it| it.meant[by]))
+    }
+}
+
+impl Candidate {
+    fn take_in(&mut self, endpoint: &Endpoint, zone: Option<&str>) {
+        self.ready |= endpoint.ready;
+        self.terminating |= !endpoint.ready && endpoint.serving && endpoint.terminating;
+        self.local |= endpoint.local;
+        self.hinted[NODE] |= endpoint.for_nodes.is_some();
+        self.meant[NODE] |= endpoint.for_nodes == Some(true);
+        if let Some(zones) = &endpoint.for_zones {
+            self.hinted[ZONE] = true;
+            self.meant[ZONE] |= zones.iter().any(|for_zone| Some(&**for_zone) == zone);
+        }
+    }
+}
+
+/// Why this can be no endpoint, by the rules that the API server validates slices with (`ValidateNonSpecialIP`) and
+/// the slice's own address type.
+pub(super) fn impossible(endpoint: &Endpoint, family: Family) -> Option<&'static str> {
+    let address = endpoint.address;
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if Family::of(address) != family {
+        Some("of another family than its slice's addressType")
+    } else if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if link_local {
+        Some("a link-local address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        // The API server accepts it, and multicast as well (ValidateEndpointIP).
+        Some("the broadcast address")
+    } else {
+        None
+    }
+}
