@@ -13,7 +13,7 @@ use crate::model::{
     Action, Context, Family, ForwardingTable, Frontend, FrontendKey, LocalTraffic, Masquerade,
     NodePortAddresses, Pool, PoolEndpoint, PoolKey,
 };
-use words::{Addressed, Comment, Host, LastBits, Mask, Range, Share, Socket};
+use words::{Addressed, AddressedFrom, Comment, Host, LastBits, Mask, Range, Share, Socket};
 
 /// Marks a packet for masquerade. The bit is kube-proxy's: CNI plugins know to leave it alone.
 const MARK: &str = "-j MARK --set-xmark 0x4000/0x4000";
@@ -206,10 +206,10 @@ fn forwarded(key: &FrontendKey, frontend: &Frontend, pods: &LocalTraffic, rules:
                     }
                 }
                 LocalTraffic::Interface(name) => {
-                    rules.push(format_args!("{} -g {inside}", to.from_interface(name, "")))
+                    rules.push(format_args!("{} -g {inside}", AddressedFrom(key, name, "")));
                 }
                 LocalTraffic::InterfacePrefix(prefix) => {
-                    rules.push(format_args!("{} -g {inside}", to.from_interface(prefix, "+")));
+                    rules.push(format_args!("{} -g {inside}", AddressedFrom(key, prefix, "+")));
                 }
             }
             // The source address of what the node itself sends may be the load balancer's, which is no good elsewhere.

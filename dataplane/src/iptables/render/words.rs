@@ -12,15 +12,19 @@ use crate::model::{Destination, Family, Frontend, FrontendKey};
 /// The match of a frontend's key.
 pub(super) struct Addressed<'a>(pub(super) &'a FrontendKey);
 
-impl<'a> Addressed<'a> {
-    /// The same, of what comes in through an interface.
-    pub(super) fn from_interface(&self, name: &'a str, more: &'a str) -> impl fmt::Display + 'a {
-        let key = self.0;
-        fmt::from_fn(move |f| {
-            address(f, key)?;
-            write!(f, "-i {name}{more} ")?;
-            port(f, key)
-        })
+/// The same, of what comes in through an interface: its name, or what it begins with and a `+`.
+pub(super) struct AddressedFrom<'a>(
+    pub(super) &'a FrontendKey,
+    pub(super) &'a str,
+    pub(super) &'static str,
+);
+
+impl fmt::Display for AddressedFrom<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(key, name, more) = self;
+        address(f, key)?;
+        write!(f, "-i {name}{more} ")?;
+        port(f, key)
     }
 }
 
