@@ -8,6 +8,9 @@
 )]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod flows;
 pub mod namespace;
+pub mod network;
 pub mod node;
+pub mod sctp;
 pub mod talk;

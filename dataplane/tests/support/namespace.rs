@@ -87,6 +87,18 @@ impl Namespace {
         self.run(|| std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap());
     }
 
+    /// Makes it forward packets, and refuse as many as it has to. The kernel refuses at most once a second and peer
+    /// otherwise, and 50 at once altogether (`icmp_global_allow`): a refusal that is not sent looks like a packet that was
+    /// dropped.
+    pub fn become_router(&self) {
+        for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            self.sysctl(name, "1");
+        }
+        for name in ["ipv4/icmp_ratemask", "ipv6/icmp/ratemask"] {
+            self.sysctl(name, "0");
+        }
+    }
+
     /// Joins this namespace to another by a pair of interfaces. IPv6 addresses are usable at once.
     pub fn join(&self, name: &str, other: &Self, other_name: &str) {
         self.program(

@@ -83,6 +83,7 @@ pub struct Node {
 impl Node {
     pub fn new(variant: Variant, family: Family) -> Self {
         let [client, host, pod, servers] = [(); 4].map(|()| Namespace::new());
+        host.become_router();
         for (name, other) in [("client0", &client), ("pod0", &pod), ("servers0", &servers)] {
             host.join(name, other, "eth0");
         }
@@ -108,15 +109,8 @@ impl Node {
         for server in &at.servers[1..] {
             servers.ip(&format!("addr add {server}/{prefix} dev eth0\n"));
         }
-        for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-            host.sysctl(name, "1");
-        }
         // The host routes Service addresses somewhere before they are translated: a node has a default route.
         host.ip(&format!("route add default via {} dev client0\n", at.client));
-        // The kernel refuses at most once a second and peer otherwise, and 50 at once altogether (`icmp_global_allow`):
-        // a refusal that is not sent looks like a packet that was dropped.
-        host.sysctl("ipv4/icmp_ratemask", "0");
-        host.sysctl("ipv6/icmp/ratemask", "0");
         for server in at.servers {
             serve(&servers, SocketAddr::new(server, TARGET));
         }
@@ -292,7 +286,8 @@ impl Node {
     }
 }
 
-fn programs(variant: Variant, family: Family, lock: PathBuf) -> Programs {
+/// The programs of one variant, with a lock of the test's own.
+pub fn programs(variant: Variant, family: Family, lock: PathBuf) -> Programs {
     Programs {
         lock_file: Some(lock),
         ..Programs::find(family, Some(variant))

@@ -10,30 +10,60 @@ use pointsman_dataplane::model::Protocol;
 use socket2::{Domain, Socket, Type};
 
 use super::namespace::Namespace;
+use super::sctp;
 
 /// Who answered, and whose address it saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Answer {
     pub who: IpAddr,
+    pub port: u16,
     pub saw: IpAddr,
+}
+
+/// How asking once ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Answered(Answer),
+    Refused,
+    Silence,
+    Failed(String),
 }
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Serves TCP and UDP at an address, until the test's process ends.
 pub fn serve(namespace: &Namespace, at: SocketAddr) {
-    let (listener, socket) = namespace.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || hold(at, stream));
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        serve_one(namespace, protocol, at);
+    }
+}
+
+/// Serves one protocol at an address, until the test's process ends.
+pub fn serve_one(namespace: &Namespace, protocol: Protocol, at: SocketAddr) {
+    match protocol {
+        Protocol::Tcp => {
+            let listener = namespace.run(|| TcpListener::bind(at)).unwrap();
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    thread::spawn(move || hold(at, stream));
+                }
+            });
         }
-    });
-    thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{} {}\n", at.ip(), from.ip()).as_bytes(), from);
+        Protocol::Udp => {
+            let socket = namespace.run(|| UdpSocket::bind(at)).unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(said(at, from).as_bytes(), from);
+                }
+            });
         }
-    });
+        Protocol::Sctp => sctp::serve(namespace, at.ip()),
+    }
+}
+
+fn said(at: SocketAddr, peer: SocketAddr) -> String {
+    format!("{} {} {}\n", at.ip(), at.port(), peer.ip())
 }
 
 /// Answers every line, so that a connection can be asked again later.
@@ -42,15 +72,18 @@ fn hold(at: SocketAddr, stream: TcpStream) -> io::Result<()> {
     let mut writer = stream.try_clone()?;
     for line in BufReader::new(stream).lines() {
         line?;
-        writeln!(writer, "{} {}", at.ip(), peer.ip())?;
+        writer.write_all(said(at, peer).as_bytes())?;
     }
     Ok(())
 }
 
 fn parse(line: &str) -> Answer {
-    let (who, saw) = line.trim().split_once(' ').unwrap();
+    let [who, port, saw] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        panic!("a server said {line:?}");
+    };
     Answer {
         who: who.parse().unwrap(),
+        port: port.parse().unwrap(),
         saw: saw.parse().unwrap(),
     }
 }
@@ -64,7 +97,12 @@ impl Connection {
     }
 
     fn open_within(limit: Duration, from: &Namespace, to: SocketAddr) -> io::Result<Self> {
-        let stream = from.run(|| connect(to, limit))?;
+        let socket = from.run(|| Socket::new(Domain::for_address(to), Type::STREAM, None))?;
+        Self::begin(socket, to, limit)
+    }
+
+    fn begin(socket: Socket, to: SocketAddr, limit: Duration) -> io::Result<Self> {
+        let stream = connect(socket, to, limit)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
@@ -81,10 +119,10 @@ impl Connection {
 /// Connects, and hears it when it is refused. Between namespaces a SYN is answered while connect() still owns the
 /// socket; an ICMP error that arrives then is only kept as a soft one (`tcp_v4_err`, `tcp_v6_err`), and connect() would
 /// wait for the answer to the next SYN, a second later. SO_ERROR tells the soft error.
-fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+fn connect(socket: Socket, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     socket.set_nonblocking(true)?;
     let begin = Instant::now();
+    let mut pause = Duration::from_micros(100);
     // A second connect() tells how the first went; while it lasts, EALREADY.
     while let Err(error) = socket.connect(&to.into()) {
         if let Some(soft) = socket.take_error()? {
@@ -93,7 +131,8 @@ fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
         match error.raw_os_error() {
             Some(EISCONN) => break,
             Some(EINPROGRESS | EALREADY) if begin.elapsed() < limit => {
-                thread::sleep(Duration::from_micros(200));
+                thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(4));
             }
             Some(EINPROGRESS | EALREADY) => return Err(io::ErrorKind::TimedOut.into()),
             _ => return Err(error),
@@ -118,6 +157,47 @@ pub fn ask(from: &Namespace, protocol: Protocol, to: SocketAddr) -> io::Result<A
         }
         _ => Connection::open(from, to)?.ask(),
     }
+}
+
+/// Asks once from this address and port, on a thread that is in the right namespace. What is not answered within
+/// `patience` is silence.
+pub fn knock(protocol: Protocol, from: SocketAddr, to: SocketAddr, patience: Duration) -> Ending {
+    let asked = match protocol {
+        Protocol::Tcp => knock_tcp(from, to, patience),
+        Protocol::Udp => knock_udp(from, to, patience),
+        Protocol::Sctp => sctp::knock(from, to, patience),
+    };
+    match asked {
+        Ok(answer) => Ending::Answered(answer),
+        Err(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => Ending::Refused,
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Ending::Silence,
+            _ => Ending::Failed(error.to_string()),
+        },
+    }
+}
+
+fn knock_tcp(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<Answer> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&from.into())?;
+    Connection::begin(socket, to, patience)?.ask()
+}
+
+fn knock_udp(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<Answer> {
+    let socket = UdpSocket::bind(from)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.connect(to)?;
+    match socket.send(b"?") {
+        // The kernel tells a sender of its own that its datagram was dropped, also when it is refused; the ICMP message
+        // comes after it.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (),
+        sent => {
+            sent?;
+        }
+    }
+    let mut buffer = [0; 128];
+    let read = socket.recv(&mut buffer)?;
+    Ok(parse(std::str::from_utf8(&buffer[..read]).unwrap()))
 }
 
 /// How asking ended: who answered, `refused`, or the kind of error.

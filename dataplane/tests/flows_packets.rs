@@ -1,0 +1,319 @@
+//! The flow tables (`tests/flows`) in packets: the files' objects through a backend into a node's kernel, and the files'
+//! packets from where they say. In both families. Needs root, iptables and iproute2; without them it fails and says what
+//! to do.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends by failing"
+)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use pointsman_dataplane::backend::Backend;
+use pointsman_dataplane::iptables::{Iptables, Variant};
+use pointsman_dataplane::model::{Family, Target, Verdict};
+
+use support::flows::families::Families;
+use support::flows::state::{Flow, Moment, State, said};
+use support::flows::words::From;
+use support::flows::world::{self, Place};
+use support::flows::{all, walk};
+use support::network::Network;
+use support::node::programs;
+use support::talk::Ending;
+
+/// Makes the backend of one family; it may keep files in the folder.
+type Maker = fn(Family, &Path) -> Box<dyn Backend>;
+
+/// All files with each of these, as written and with families swapped.
+macro_rules! on_every_backend {
+    ($($name:ident: $maker:expr;)*) => { $(
+        mod $name {
+            const MAKER: super::Maker = $maker;
+            #[test] fn as_written() { super::all_files(MAKER, super::Families::Written); }
+            #[test] fn families_swapped() { super::all_files(MAKER, super::Families::Swapped); }
+        }
+    )* };
+}
+
+on_every_backend! {
+    iptables_legacy: |family, folder| super::iptables(super::Variant::Legacy, family, folder);
+    iptables_nft: |family, folder| super::iptables(super::Variant::Nft, family, folder);
+}
+
+fn iptables(variant: Variant, family: Family, folder: &Path) -> Box<dyn Backend> {
+    Box::new(Iptables::new(family, programs(variant, family, folder.join("lock"))).unwrap())
+}
+
+/// A node whose kernel follows the table.
+struct Node {
+    network: Network,
+    backends: [Box<dyn Backend>; 2],
+}
+
+fn all_files(maker: Maker, families: Families) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = Node {
+        network: Network::new(),
+        backends: Family::ALL.map(|family| maker(family, folder.path())),
+    };
+    let mut state = State::new(families);
+    node.on_host(|backend| backend.sync(&state.table).unwrap());
+    let mut wrong = Vec::new();
+    for named in all() {
+        let mut kept = Kept::new();
+        wrong.extend(walk(&named, &mut state, |state, moment| {
+            node.see(state, moment, &mut kept)
+        }));
+        // What the rules have become, change by change, is what they were meant to be.
+        node.on_host(|backend| match backend.observe() {
+            Ok(observed) if observed.is_clean() => (),
+            Ok(observed) => wrong.push(format!(
+                "{}.yaml ({families}), at its end: {observed}",
+                named.name
+            )),
+            Err(error) => wrong.push(format!("{}.yaml ({families}), at its end: {error}", named.name)),
+        });
+        // No file finds what clients are remembered for another one's Services.
+        state.clear();
+        wrong.extend(node.apply(&mut state));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Who got the first packet of those that belong together by their word in `sticky`.
+type Kept = BTreeMap<String, SocketAddr>;
+
+/// For what is dropped. All other outcomes are waited for as long as it takes.
+const DROPPED: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Node {
+    fn on_host<T: Send>(&mut self, mut work: impl FnMut(&mut dyn Backend) -> T + Send) -> Vec<T> {
+        let backends = &mut self.backends;
+        self.network.host.run(|| {
+            backends
+                .iter_mut()
+                .map(|backend| work(backend.as_mut()))
+                .collect()
+        })
+    }
+
+    /// Brings the kernel to the table. Gives errors.
+    fn apply(&mut self, state: &mut State) -> Vec<String> {
+        let diff = std::mem::take(&mut state.diff);
+        let table = &state.table;
+        let applied = self.on_host(|backend| backend.apply(table, &diff));
+        let failed = applied.into_iter().filter_map(Result::err);
+        failed
+            .map(|error| format!("cannot be applied: {error}"))
+            .collect()
+    }
+
+    /// Sends a moment's packets. Gives those that ended otherwise than they should.
+    fn see(&mut self, state: &mut State, moment: &Moment, kept: &mut Kept) -> Vec<String> {
+        let mut wrong = moment.wrong.clone();
+        wrong.extend(self.apply(state));
+        let network = &self.network;
+        for (key, pool) in state.table.pools() {
+            for endpoint in &pool.endpoints {
+                network.serve_endpoint(endpoint.address, key.owner.protocol);
+            }
+        }
+        for flow in &moment.flows {
+            if !matches!(flow.expect, Verdict::Balance(_)) {
+                network.serve_untranslated(flow.to, flow.protocol);
+            }
+        }
+        let borrowed = borrowed_addresses(&moment.flows);
+        for address in &borrowed {
+            network.host.ip(&format!("addr add {address} dev lo"));
+        }
+        let (sticky, free): (Vec<&Flow>, Vec<&Flow>) =
+            moment.flows.iter().partition(|flow| flow.sticky.is_some());
+        wrong.extend(thread::scope(|scope| {
+            let threads: Vec<_> = free
+                .into_iter()
+                .map(|flow| scope.spawn(move || (flow, Probe::new(network, flow).free())))
+                .collect();
+            let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+            let wrong = ended.filter_map(|(flow, found)| found.map(|found| said_of(flow, &found)));
+            wrong.collect::<Vec<String>>()
+        }));
+        // One after the other: of two first packets at once each may get an endpoint of its own.
+        for flow in sticky {
+            let found = thread::scope(|scope| {
+                let probe = || Probe::new(network, flow).sticky(kept);
+                scope.spawn(probe).join().unwrap()
+            });
+            wrong.extend(found.map(|found| said_of(flow, &found)));
+        }
+        for address in &borrowed {
+            network.host.ip(&format!("addr del {address} dev lo"));
+        }
+        wrong
+    }
+}
+
+fn said_of(flow: &Flow, found: &str) -> String {
+    format!("{flow}: expected {}, found {found}", said(&flow.expect))
+}
+
+/// Addresses that the node sends from for once, as it does where a load balancer IP is one of its own.
+fn borrowed_addresses(flows: &[Flow]) -> BTreeSet<String> {
+    let own = |flow: &&Flow| flow.source.place == Place::Node;
+    flows
+        .iter()
+        .filter(own)
+        .filter_map(|flow| match flow.source.from {
+            From::One(address) if world::place_of(address).is_none() => Some(match address {
+                IpAddr::V4(_) => format!("{address}/32"),
+                IpAddr::V6(_) => format!("{address}/128 nodad"),
+            }),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Sends one flow's packets, on a thread that is where they begin.
+struct Probe<'a> {
+    network: &'a Network,
+    flow: &'a Flow,
+    sent: usize,
+}
+
+impl<'a> Probe<'a> {
+    fn new(network: &'a Network, flow: &'a Flow) -> Self {
+        network.place(flow.source.place).enter();
+        Self {
+            network,
+            flow,
+            sent: 0,
+        }
+    }
+
+    fn knock(&mut self, patience: Duration) -> (IpAddr, Ending) {
+        let from = match self.flow.source.from {
+            From::One(address) => address,
+            From::Crowd(range) => range.hosts().nth(1 + self.sent % 200).unwrap(),
+        };
+        self.sent += 1;
+        let ending = self
+            .network
+            .knock(self.flow.protocol, from, self.flow.to, patience);
+        (from, ending)
+    }
+
+    /// Sends until what was expected is certain. Gives what was found, where it is something else.
+    fn free(mut self) -> Option<String> {
+        match &self.flow.expect {
+            Verdict::Balance(targets) => self.all_of(targets),
+            Verdict::Reject => self.three(PATIENCE, |_, ending| *ending == Ending::Refused),
+            Verdict::Pass => {
+                let to = self.flow.to;
+                self.three(PATIENCE, |from, ending| match ending {
+                    Ending::Answered(answer) => {
+                        (answer.who, answer.port, answer.saw) == (to.ip(), to.port(), from)
+                    }
+                    _ => false,
+                })
+            }
+            Verdict::Drop => {
+                let (_, ending) = self.knock(DROPPED);
+                (ending != Ending::Silence).then(|| self.tell(&ending))
+            }
+        }
+    }
+
+    fn three(&mut self, patience: Duration, right: impl Fn(IpAddr, &Ending) -> bool) -> Option<String> {
+        (0..3).find_map(|_| {
+            let (from, ending) = self.knock(patience);
+            (!right(from, &ending)).then(|| self.tell(&ending))
+        })
+    }
+
+    /// Until each of the targets was seen, and no other. Of `n` that are picked with the same chance one is missing
+    /// after `t` tries with a probability below `n (1 - 1/n)^t`.
+    fn all_of(&mut self, targets: &[Target]) -> Option<String> {
+        let count = targets.len();
+        let mut most = 4 * count + 4;
+        while count > 1 && count as f64 * (1.0 - 1.0 / count as f64).powi(most as i32) > 1e-12 {
+            most += 1;
+        }
+        let mut seen = BTreeSet::new();
+        for at in 0..most {
+            match self.target(targets) {
+                Ok(target) => seen.insert(target),
+                Err(found) => return Some(found),
+            };
+            if seen.len() == count && at >= 4 * count + 3 {
+                return None;
+            }
+        }
+        Some(format!("only {seen:?} in {most} tries"))
+    }
+
+    /// The same one, eight times, and the one that others of its word got.
+    fn sticky(mut self, kept: &mut Kept) -> Option<String> {
+        let Verdict::Balance(targets) = &self.flow.expect else {
+            return Some("a file that expects affinity of what no endpoint gets".to_owned());
+        };
+        let word = self.flow.sticky.clone().unwrap_or_default();
+        for _ in 0..8 {
+            match self.target(targets) {
+                Err(found) => return Some(found),
+                Ok(found) => {
+                    let first = *kept.entry(word.clone()).or_insert(found);
+                    if first != found {
+                        return Some(format!("{found} after {first} for {word:?}"));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Who of the targets answers, seeing the source that it should.
+    fn target(&mut self, targets: &[Target]) -> Result<SocketAddr, String> {
+        let (from, ending) = self.knock(PATIENCE);
+        let Ending::Answered(answer) = ending else {
+            return Err(self.tell(&ending));
+        };
+        let who = SocketAddr::new(answer.who, answer.port);
+        let right = targets
+            .iter()
+            .find(|target| target.address == who)
+            .is_some_and(|target| {
+                if target.masqueraded {
+                    answer.saw != from && world::place_of(answer.saw) == Some(Place::Node)
+                } else {
+                    answer.saw == from
+                }
+            });
+        if right { Ok(who) } else { Err(self.tell(&ending)) }
+    }
+
+    fn tell(&self, ending: &Ending) -> String {
+        let found = match ending {
+            Ending::Answered(answer) => {
+                format!(
+                    "{} that saw {}",
+                    SocketAddr::new(answer.who, answer.port),
+                    answer.saw
+                )
+            }
+            Ending::Refused => "REJECT".to_owned(),
+            Ending::Silence => "DROP".to_owned(),
+            Ending::Failed(error) => error.clone(),
+        };
+        format!("{found} (try {})", self.sent)
+    }
+}
