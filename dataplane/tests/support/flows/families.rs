@@ -94,8 +94,8 @@ fn counterpart_net(range: IpNet) -> Result<IpNet, String> {
     let length = range.prefix_len();
     let other = match range {
         _ if length == 0 => Some(0),
-        IpNet::V4(_) if length % 8 == 0 => Some(64 + 2 * length),
-        IpNet::V6(_) if length >= 64 && length % 16 == 0 => Some((length - 64) / 2),
+        IpNet::V4(_) if length.is_multiple_of(8) => Some(64 + 2 * length),
+        IpNet::V6(_) if length >= 64 && length.is_multiple_of(16) => Some((length - 64) / 2),
         _ => None,
     };
     let other = other.ok_or(format!(
