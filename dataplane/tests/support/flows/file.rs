@@ -47,7 +47,7 @@ pub struct Step {
     pub without_local: Option<WithoutLocal>,
     /// How many Services ask for direct access.
     pub direct_access: Option<usize>,
-    /// A piece of each problem that is reported, in any order. None are, where it is not given.
+    /// A piece of each problem that is reported, in any order: none, where it is not given.
     #[serde(default)]
     pub problems: Vec<String>,
     #[serde(default)]

@@ -110,13 +110,10 @@ impl State {
         put_all(&mut self.slices, &step.slices);
         let problems = self.settle()?;
         let mut wrong = self.check(step)?;
-        let unsaid = |problem: &&String| !step.problems.iter().any(|piece| problem.contains(piece));
-        wrong.extend(
-            problems
-                .iter()
-                .filter(unsaid)
-                .map(|it| format!("not expected: {it}")),
-        );
+        if problems.len() != step.problems.len() {
+            let count = step.problems.len();
+            wrong.push(format!("problems: expected {count}, found {problems:?}"));
+        }
         let unheard = |piece: &&String| !problems.iter().any(|problem| problem.contains(*piece));
         let missing = step.problems.iter().filter(unheard);
         wrong.extend(missing.map(|piece| format!("no problem says {piece:?}: {problems:?}")));
