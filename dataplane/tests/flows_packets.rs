@@ -135,7 +135,7 @@ impl Node {
         }
         let borrowed = borrowed_addresses(&moment.flows);
         for address in &borrowed {
-            network.host.ip(&format!("addr add {address} dev lo"));
+            network.host.ip(&format!("route add local {address} dev lo"));
         }
         let (sticky, free): (Vec<&Flow>, Vec<&Flow>) =
             moment.flows.iter().partition(|flow| flow.sticky.is_some());
@@ -157,7 +157,7 @@ impl Node {
             wrong.extend(found.map(|found| said_of(flow, &found)));
         }
         for address in &borrowed {
-            network.host.ip(&format!("addr del {address} dev lo"));
+            network.host.ip(&format!("route del local {address} dev lo"));
         }
         wrong
     }
@@ -167,17 +167,14 @@ fn said_of(flow: &Flow, found: &str) -> String {
     format!("{flow}: expected {}, found {found}", said(&flow.expect))
 }
 
-/// Addresses that the node sends from for once, as it does where a load balancer IP is one of its own.
-fn borrowed_addresses(flows: &[Flow]) -> BTreeSet<String> {
-    let own = |flow: &&Flow| flow.source.place == Place::Node;
+/// Addresses that the node sends from for once, as it does where a load balancer IP is one of its own. By their routes
+/// alone: an IPv6 address of an interface is usable only some time after it was added.
+fn borrowed_addresses(flows: &[Flow]) -> BTreeSet<IpAddr> {
     flows
         .iter()
-        .filter(own)
+        .filter(|flow| flow.source.place == Place::Node)
         .filter_map(|flow| match flow.source.from {
-            From::One(address) if world::place_of(address).is_none() => Some(match address {
-                IpAddr::V4(_) => format!("{address}/32"),
-                IpAddr::V6(_) => format!("{address}/128 nodad"),
-            }),
+            From::One(address) if world::place_of(address).is_none() => Some(address),
             _ => None,
         })
         .collect()

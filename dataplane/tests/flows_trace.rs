@@ -159,7 +159,7 @@ cases:
     assert_eq!(
         wrong,
         [
-            "wrong.yaml (as written): refused: tcp from 10.244.1.9 (Pod(3)) to 10.96.0.1:80: expected DROP, found REJECT",
+            "wrong.yaml (as written): refused: tcp from 10.244.1.9 (veth9) to 10.96.0.1:80: expected DROP, found REJECT",
             "wrong.yaml (as written): unheard of: slice a: there is no Service other",
             "wrong.yaml: it says that it has 2 packets, and has 1",
         ]

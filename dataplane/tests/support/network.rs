@@ -70,9 +70,11 @@ impl Network {
                 namespace.ip(&format!("route add default via {gateway}"));
             }
         }
-        // Whole ranges of addresses, without naming each.
-        for (namespace, ranges) in [(&outside, &[world::CROWD][..]), (&rest, &world::WORLD[..])] {
+        // Whole ranges of addresses, without naming each. IPv6 has to be told that they can be used.
+        for namespace in [&host, &outside, &rest] {
             namespace.sysctl("ipv6/ip_nonlocal_bind", "1");
+        }
+        for (namespace, ranges) in [(&outside, &[world::CROWD][..]), (&rest, &world::WORLD[..])] {
             for range in ranges.iter().flat_map(|range| both_ranges(range)) {
                 namespace.ip(&format!("route add local {range} dev lo"));
             }

@@ -51,7 +51,13 @@ impl fmt::Display for Flow {
             From::One(address) => write!(f, "{} from {address}", self.protocol)?,
             From::Crowd(range) => write!(f, "{} from each of {range}", self.protocol)?,
         }
-        write!(f, " ({place:?}) to {}", self.to)
+        let interface = world::interface(*place);
+        write!(
+            f,
+            " ({}) to {}",
+            interface.as_deref().unwrap_or("the node"),
+            self.to
+        )
     }
 }
 
