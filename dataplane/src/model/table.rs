@@ -48,7 +48,8 @@ struct Known {
 
 impl Known {
     fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.cluster_ips.is_empty() && self.health_checks.is_empty()
+        let counted = self.direct_access || !self.without_local.is_empty();
+        self.keys.is_empty() && self.cluster_ips.is_empty() && self.health_checks.is_empty() && !counted
     }
 }
 
