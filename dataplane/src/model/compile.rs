@@ -27,7 +27,7 @@ pub struct Compiled {
     pub created: i64,
     /// Its frontends; no key twice.
     pub frontends: Vec<(FrontendKey, Frontend)>,
-    /// The pools that those use; none is empty.
+    /// The pools that those use; none is empty, no key twice.
     pub pools: Vec<(PoolKey, Pool)>,
     /// Its ClusterIPs, those apart that the policy leaves alone. What is addressed to one of them and to no frontend
     /// is refused.
@@ -162,7 +162,10 @@ impl Place<'_> {
             }
             let key = self.pool(policy);
             let affinity = self.service.affinity;
-            compiled.pools.push((key.clone(), Pool { endpoints, affinity }));
+            // Two ports of one name, which a file can have, share it.
+            if compiled.pools.iter().all(|(other, _)| *other != key) {
+                compiled.pools.push((key.clone(), Pool { endpoints, affinity }));
+            }
             Some(key)
         };
         let cluster = pool(TrafficPolicy::Cluster, uses_cluster, &|| candidates.cluster());

@@ -1,5 +1,7 @@
 //! Objects for the model's tests.
 
+pub(super) mod random;
+
 use std::net::IpAddr;
 
 use super::{

@@ -1,4 +1,7 @@
+use proptest::prelude::*;
+
 use super::*;
+use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, port, ready, service, slice};
 use crate::model::{Endpoint, Protocol, Settings};
 
@@ -173,4 +176,330 @@ fn excluded_addresses_are_left_alone_and_the_others_stay() {
     web.ports[0].node_port = None;
     let compiled = compile(&web, &[slice(&["10.0.1.1"])], &context);
     assert!(compiled.frontends.is_empty() && compiled.pools.is_empty());
+}
+
+/// A Service with every kind of address, and the given policies.
+fn all_kinds(internal: TrafficPolicy, external: TrafficPolicy) -> Service {
+    let mut web = service("web", &["10.96.0.1"]);
+    web.external_ips = vec![ip("203.0.113.1")];
+    web.load_balancer_ips = vec![ip("198.51.100.1")];
+    web.ports[0].node_port = Some(30080);
+    (web.internal_policy, web.external_policy) = (internal, external);
+    web
+}
+
+/// A slice with an endpoint of this node, which is the first, and one elsewhere.
+fn here_and_there() -> EndpointSlice {
+    let mut slice = slice(&["10.244.1.5", "10.244.2.5"]);
+    slice.endpoints[0].local = true;
+    slice
+}
+
+fn of_kind(compiled: &Compiled, kind: FrontendKind) -> &Frontend {
+    let mut found = compiled.frontends.iter().map(|(_, frontend)| frontend);
+    found.find(|frontend| frontend.kind == kind).unwrap()
+}
+
+fn pool_of(compiled: &Compiled, policy: TrafficPolicy) -> Option<Vec<String>> {
+    let pool = compiled.pools.iter().find(|(key, _)| key.policy == policy)?;
+    Some(
+        pool.1
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.address.to_string())
+            .collect(),
+    )
+}
+
+const EXTERNAL: [FrontendKind; 3] = [
+    FrontendKind::ExternalIP,
+    FrontendKind::LoadBalancerIP,
+    FrontendKind::NodePort,
+];
+
+#[test]
+fn external_policy_local_has_two_pools_and_leaves_the_cluster_ip_alone() {
+    let web = all_kinds(TrafficPolicy::Cluster, TrafficPolicy::Local);
+    let compiled = compile(&web, &[here_and_there()], &context());
+    for kind in EXTERNAL {
+        match &of_kind(&compiled, kind).action {
+            Action::External {
+                inside,
+                outside: Some(outside),
+            } => {
+                assert_eq!(
+                    (inside.policy, outside.policy),
+                    (TrafficPolicy::Cluster, TrafficPolicy::Local)
+                );
+            }
+            other => panic!("{kind}: {other:?}"),
+        }
+    }
+    assert!(matches!(
+        &of_kind(&compiled, FrontendKind::ClusterIP).action,
+        Action::Balance { pool, masquerade: Masquerade::NonLocal } if pool.policy == TrafficPolicy::Cluster
+    ));
+    assert_eq!(
+        pool_of(&compiled, TrafficPolicy::Local).unwrap(),
+        ["10.244.1.5:8080"]
+    );
+    assert_eq!(
+        pool_of(&compiled, TrafficPolicy::Cluster).unwrap(),
+        ["10.244.1.5:8080", "10.244.2.5:8080"]
+    );
+    assert!(compiled.without_local.is_empty());
+}
+
+#[test]
+fn internal_policy_local_is_the_cluster_ips_alone() {
+    let web = all_kinds(TrafficPolicy::Local, TrafficPolicy::Cluster);
+    let compiled = compile(&web, &[here_and_there()], &context());
+    let policy = |kind| match &of_kind(&compiled, kind).action {
+        Action::Balance { pool, masquerade } => (pool.policy, *masquerade),
+        other => panic!("{kind}: {other:?}"),
+    };
+    assert_eq!(
+        policy(FrontendKind::ClusterIP),
+        (TrafficPolicy::Local, Masquerade::NonLocal)
+    );
+    for kind in EXTERNAL {
+        assert_eq!(policy(kind), (TrafficPolicy::Cluster, Masquerade::Always));
+    }
+}
+
+#[test]
+fn policy_local_without_local_endpoints_drops_and_is_counted_for_its_side() {
+    let elsewhere = slice(&["10.244.2.5"]);
+    let compile = |internal, external| {
+        compile(
+            &all_kinds(internal, external),
+            std::slice::from_ref(&elsewhere),
+            &context(),
+        )
+    };
+    let both = compile(TrafficPolicy::Local, TrafficPolicy::Local);
+    assert_eq!(of_kind(&both, FrontendKind::ClusterIP).action, Action::Drop);
+    for kind in EXTERNAL {
+        assert!(matches!(
+            of_kind(&both, kind).action,
+            Action::External { outside: None, .. }
+        ));
+    }
+    let sides = [TrafficSide::Internal, TrafficSide::External].map(|side| (Family::V4, side));
+    assert_eq!(both.without_local, sides);
+    let internal = compile(TrafficPolicy::Local, TrafficPolicy::Cluster);
+    assert_eq!(internal.without_local, sides[..1]);
+    let external = compile(TrafficPolicy::Cluster, TrafficPolicy::Local);
+    assert_eq!(external.without_local, sides[1..]);
+    assert!(
+        compile(TrafficPolicy::Cluster, TrafficPolicy::Cluster)
+            .without_local
+            .is_empty()
+    );
+}
+
+#[test]
+fn policy_local_without_any_endpoints_refuses_and_is_not_counted() {
+    let web = all_kinds(TrafficPolicy::Local, TrafficPolicy::Local);
+    let compiled = compile(&web, &[], &context());
+    assert!(kinds(&compiled).iter().all(|(_, rejects)| *rejects));
+    assert!(compiled.without_local.is_empty() && compiled.pools.is_empty());
+}
+
+#[test]
+fn a_side_that_a_service_does_not_have_needs_no_pool() {
+    let mut web = service("web", &["10.96.0.1"]);
+    (web.internal_policy, web.external_policy) = (TrafficPolicy::Local, TrafficPolicy::Local);
+    let compiled = compile(&web, &[here_and_there()], &context());
+    assert_eq!(pool_of(&compiled, TrafficPolicy::Cluster), None);
+    let compiled = compile(&web, &[slice(&["10.244.2.5"])], &context());
+    assert_eq!(compiled.without_local, [(Family::V4, TrafficSide::Internal)]);
+}
+
+#[test]
+fn only_load_balancer_ips_ask_for_the_source_and_not_without_endpoints() {
+    let mut web = all_kinds(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
+    web.source_ranges = Some(vec!["203.0.113.0/24".parse().unwrap()]);
+    let compiled = compile(&web, &[here_and_there()], &context());
+    for (_, frontend) in &compiled.frontends {
+        let asks = frontend.kind == FrontendKind::LoadBalancerIP;
+        assert_eq!(frontend.sources.is_some(), asks, "{}", frontend.kind);
+    }
+    let compiled = compile(&web, &[], &context());
+    assert!(
+        compiled
+            .frontends
+            .iter()
+            .all(|(_, frontend)| frontend.sources.is_none())
+    );
+}
+
+#[test]
+fn source_ranges_are_of_one_family_and_include_the_load_balancer_where_they_include_the_node() {
+    let sources = |ranges: &[&str]| {
+        let mut web = all_kinds(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
+        web.source_ranges = Some(ranges.iter().map(|range| range.parse().unwrap()).collect());
+        let compiled = compile(&web, &[here_and_there()], &context());
+        let sources = of_kind(&compiled, FrontendKind::LoadBalancerIP).sources.clone();
+        sources.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(
+        sources(&["203.0.113.0/24", "fd00::/8"]).unwrap(),
+        ["203.0.113.0/24"]
+    );
+    assert_eq!(
+        sources(&["192.168.0.0/24", "10.0.0.0/8", "10.0.0.0/8"]).unwrap(),
+        ["10.0.0.0/8", "192.168.0.0/24", "198.51.100.1/32"]
+    );
+    // As kube-proxy has it: nothing is said about this family.
+    assert_eq!(sources(&["fd00::/8"]), None);
+    // All ranges that were given were unusable: nobody is let in by a slip of the pen.
+    assert_eq!(sources(&[]).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_health_check_counts_the_ready_addresses_here_once_for_all_ports() {
+    let mut web = service("web", &["10.96.0.1", "fd00:96::1"]);
+    web.ports = vec![port("a", Protocol::Tcp, 80), port("b", Protocol::Udp, 80)];
+    web.external_policy = TrafficPolicy::Local;
+    let mut first = here_and_there();
+    first.ports = vec![
+        EndpointPortOf("a", Protocol::Tcp, 1).into(),
+        EndpointPortOf("b", Protocol::Udp, 2).into(),
+    ];
+    let mut second = first.clone();
+    for (address, ready, terminating) in [("10.244.1.6", true, false), ("10.244.1.7", false, true)] {
+        second.endpoints.push(Endpoint {
+            ready: self::ready(address).ready && ready,
+            terminating,
+            local: true,
+            ..self::ready(address)
+        });
+    }
+    let slices = [first, second];
+    assert!(compile(&web, &slices, &context()).health_checks.is_empty());
+    web.health_check_port = Some(31080);
+    let check = |local_endpoints| HealthCheck {
+        port: 31080,
+        local_endpoints,
+    };
+    assert_eq!(
+        compile(&web, &slices, &context()).health_checks,
+        [(Family::V4, check(2)), (Family::V6, check(0))]
+    );
+}
+
+#[test]
+fn direct_access_refuses_everything_and_has_no_pools() {
+    let mut web = all_kinds(TrafficPolicy::Local, TrafficPolicy::Local);
+    web.direct_access = true;
+    web.health_check_port = Some(31080);
+    web.source_ranges = Some(vec!["203.0.113.0/24".parse().unwrap()]);
+    let compiled = compile(&web, &[here_and_there()], &context());
+    assert!(
+        compiled
+            .frontends
+            .iter()
+            .all(|(_, it)| it.action == Action::Reject && it.sources.is_none())
+    );
+    assert_eq!((compiled.frontends.len(), compiled.pools.len()), (4, 0));
+    assert!(compiled.direct_access && compiled.without_local.is_empty());
+    assert_eq!(compiled.health_checks[0].1.local_endpoints, 0);
+}
+
+#[test]
+fn masquerade_all_is_for_cluster_ips() {
+    let mut context = context();
+    context.settings.masquerade_all = true;
+    let web = all_kinds(TrafficPolicy::Cluster, TrafficPolicy::Local);
+    let compiled = compile(&web, &[here_and_there()], &context);
+    assert!(matches!(
+        of_kind(&compiled, FrontendKind::ClusterIP).action,
+        Action::Balance {
+            masquerade: Masquerade::Always,
+            ..
+        }
+    ));
+    assert!(matches!(
+        of_kind(&compiled, FrontendKind::NodePort).action,
+        Action::External { .. }
+    ));
+}
+
+#[test]
+fn both_pools_remember_as_long_as_the_service_says() {
+    let mut web = all_kinds(TrafficPolicy::Cluster, TrafficPolicy::Local);
+    web.affinity = Some(60);
+    let compiled = compile(&web, &[here_and_there()], &context());
+    let all: Vec<_> = compiled.pools.iter().map(|(_, pool)| pool.affinity).collect();
+    assert_eq!(all, [Some(60), Some(60)]);
+}
+
+#[test]
+fn an_address_that_two_fields_have_is_one_frontend_of_the_first() {
+    let mut web = all_kinds(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
+    web.external_ips = vec![ip("10.96.0.1"), ip("198.51.100.1")];
+    let compiled = compile(&web, &[here_and_there()], &context());
+    let expected = [
+        FrontendKind::ClusterIP,
+        FrontendKind::LoadBalancerIP,
+        FrontendKind::NodePort,
+    ];
+    assert_eq!(kinds(&compiled), expected.map(|kind| (kind, false)));
+}
+
+#[test]
+fn cluster_ips_are_those_that_are_not_excluded() {
+    let web = service("web", &["10.96.0.1", "fd00:96::1"]);
+    let mut context = context();
+    assert_eq!(
+        compile(&web, &[], &context).cluster_ips,
+        [ip("10.96.0.1"), ip("fd00:96::1")]
+    );
+    context.settings.exclude_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
+    assert_eq!(compile(&web, &[], &context).cluster_ips, [ip("fd00:96::1")]);
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_slices_and_endpoints_does_not_matter(
+        context in any_context(),
+        service in any_service(),
+        (slices, shuffled) in any_slices().prop_flat_map(|slices| {
+            let inside: Vec<_> = slices
+                .iter()
+                .map(|slice| (Just(slice.clone()), Just(slice.endpoints.clone()).prop_shuffle(), Just(slice.ports.clone()).prop_shuffle()))
+                .collect();
+            let shuffled = inside
+                .prop_map(|slices| slices.into_iter().map(|(slice, endpoints, ports)| EndpointSlice { endpoints, ports, ..slice }).collect::<Vec<_>>())
+                .prop_flat_map(|slices| Just(slices).prop_shuffle());
+            (Just(slices), shuffled)
+        }),
+    ) {
+        let compile = |slices: &[EndpointSlice]| {
+            let mut compiled = compile(&service, slices, &context);
+            compiled.problems.sort_unstable();
+            compiled
+        };
+        prop_assert_eq!(compile(&slices), compile(&shuffled));
+    }
+
+    #[test]
+    fn what_is_compiled_holds_together(
+        context in any_context(),
+        service in any_service(),
+        slices in any_slices(),
+    ) {
+        let compiled = compile(&service, &slices, &context);
+        let keys: BTreeSet<_> = compiled.frontends.iter().map(|(key, _)| *key).collect();
+        prop_assert_eq!(keys.len(), compiled.frontends.len(), "a key twice");
+        let pools: BTreeSet<_> = compiled.pools.iter().map(|(key, _)| key).collect();
+        prop_assert_eq!(pools.len(), compiled.pools.len(), "a pool twice");
+        for key in compiled.frontends.iter().flat_map(|(_, frontend)| frontend.action.pools()) {
+            prop_assert!(pools.contains(key), "{:?} is not there", key);
+        }
+        for (_, pool) in &compiled.pools {
+            prop_assert!(pool.endpoints.is_sorted() && !pool.endpoints.is_empty());
+        }
+    }
 }

@@ -1,8 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::testing::random::{any_context, any_name, any_service, any_slices};
 use crate::model::testing::{context, ip, service, slice};
 use crate::model::{Destination, EndpointSlice, Family, Protocol, Service, compile};
 
@@ -85,133 +86,202 @@ fn an_external_ip_never_takes_a_cluster_ip_over() {
     assert_eq!(owner(&table, "10.96.0.1").as_deref(), Some("default/victim"));
 }
 
+#[test]
+fn a_service_without_any_address_is_not_counted_when_it_is_gone() {
+    let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+    let mut web = service("web", &["10.96.0.1"]);
+    web.direct_access = true;
+    let mut context = context();
+    context.settings.exclude_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    table.set(compile(&web, &[], &context), &mut diff);
+    assert_eq!(table.direct_access_count(), 1);
+    table.remove(&web.name, &mut diff);
+    assert_eq!((table.direct_access_count(), diff), (0, Diff::default()));
+}
+
 /// What may happen to a table.
 #[derive(Clone, Debug)]
 enum Step {
-    Set {
-        service: u8,
-        address: u8,
-        shared: bool,
-        created: u8,
-        endpoints: Vec<u8>,
-    },
-    Remove {
-        service: u8,
-    },
+    Set(Box<(Service, Vec<EndpointSlice>)>),
+    Remove(ServiceName),
+    Context(Box<Context>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let endpoints = prop::collection::vec(1_u8..5, 0..4);
     prop_oneof![
-        4 => (0_u8..6, 1_u8..5, any::<bool>(), 0_u8..3, endpoints).prop_map(
-            |(service, address, shared, created, endpoints)| Step::Set { service, address, shared, created, endpoints }
-        ),
-        1 => (0_u8..6).prop_map(|service| Step::Remove { service }),
+        8 => (any_service(), any_slices()).prop_map(|objects| Step::Set(Box::new(objects))),
+        2 => any_name().prop_map(Step::Remove),
+        1 => any_context().prop_map(|context| Step::Context(Box::new(context))),
     ]
 }
 
-fn take(table: &mut ForwardingTable, diff: &mut Diff, step: &Step) {
-    match step {
-        Step::Set {
-            service: number,
-            address,
-            shared,
-            created,
-            endpoints,
-        } => {
-            let mut one = service(&format!("s{number}"), &[&format!("10.96.0.{address}")]);
-            one.created = i64::from(*created);
-            if *shared {
-                one.external_ips = vec![ip("203.0.113.1")];
+/// The objects behind a table, as the agent has them.
+#[derive(Default)]
+struct Objects {
+    context: Context,
+    services: BTreeMap<ServiceName, (Service, Vec<EndpointSlice>)>,
+}
+
+impl Objects {
+    fn take(&mut self, table: &mut ForwardingTable, diff: &mut Diff, step: &Step) {
+        match step {
+            Step::Set(objects) => {
+                let (service, slices) = objects.as_ref();
+                table.set(compile(service, slices, &self.context), diff);
+                self.services
+                    .insert(service.name.clone(), (service.clone(), slices.clone()));
             }
-            let addresses: Vec<String> = endpoints.iter().map(|last| format!("10.0.1.{last}")).collect();
-            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-            put(table, diff, &one, &slice(&addresses));
+            Step::Remove(name) => {
+                table.remove(name, diff);
+                self.services.remove(name);
+            }
+            Step::Context(context) => {
+                self.context = context.as_ref().clone();
+                table.set_context(self.context.clone(), diff);
+                for (service, slices) in self.services.values() {
+                    table.set(compile(service, slices, &self.context), diff);
+                }
+            }
         }
-        Step::Remove { service: number } => table.remove(&service(&format!("s{number}"), &[]).name, diff),
     }
-}
 
-type Content = (BTreeMap<FrontendKey, Frontend>, BTreeMap<PoolKey, Arc<Pool>>);
-
-fn content(table: &ForwardingTable) -> Content {
-    let frontends = table
-        .frontends()
-        .map(|(key, frontend)| (*key, frontend.clone()))
-        .collect();
-    (
-        frontends,
+    /// The table that somebody has who never saw anything else.
+    fn build<'a>(
+        context: &Context,
+        services: impl IntoIterator<Item = &'a (Service, Vec<EndpointSlice>)>,
+    ) -> ForwardingTable {
+        let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+        table.set_context(context.clone(), &mut diff);
+        for (service, slices) in services {
+            table.set(compile(service, slices, context), &mut diff);
+        }
         table
-            .pools()
-            .map(|(key, pool)| (key.clone(), Arc::clone(pool)))
-            .collect(),
-    )
+    }
 }
 
-/// Does to a copy of the content what a diff says, as a backend would.
-fn follow((frontends, pools): &mut Content, diff: &Diff) {
-    for (key, change) in &diff.frontends {
-        assert_eq!(frontends.get(key), change.before.as_ref());
+/// What backends have of a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Content {
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    pools: BTreeMap<PoolKey, Arc<Pool>>,
+    cluster_ips: BTreeSet<IpAddr>,
+}
+
+impl Content {
+    fn of(table: &ForwardingTable) -> Self {
+        let frontends = table.frontends().map(|(key, frontend)| (*key, frontend.clone()));
+        let pools = table.pools().map(|(key, pool)| (key.clone(), Arc::clone(pool)));
+        Self {
+            frontends: frontends.collect(),
+            pools: pools.collect(),
+            cluster_ips: table.cluster_ips().collect(),
+        }
+    }
+
+    /// Does what a diff says, as a backend would.
+    fn follow(&mut self, diff: &Diff) {
+        follow_one(&mut self.frontends, &diff.frontends);
+        follow_one(&mut self.pools, &diff.pools);
+        for (address, change) in &diff.cluster_ips {
+            assert_eq!(self.cluster_ips.contains(address), change.before.is_some());
+            match change.after {
+                Some(()) => self.cluster_ips.insert(*address),
+                None => self.cluster_ips.remove(address),
+            };
+        }
+    }
+}
+
+fn follow_one<K: Ord + Clone, T: Clone + PartialEq + std::fmt::Debug>(
+    have: &mut BTreeMap<K, T>,
+    changes: &BTreeMap<K, Change<T>>,
+) {
+    for (key, change) in changes {
+        assert_eq!(have.get(key), change.before.as_ref());
+        assert_ne!(change.before, change.after, "a change that is none");
         match &change.after {
-            Some(frontend) => frontends.insert(*key, frontend.clone()),
-            None => frontends.remove(key),
+            Some(value) => have.insert(key.clone(), value.clone()),
+            None => have.remove(key),
         };
     }
-    for (key, change) in &diff.pools {
-        assert_eq!(pools.get(key), change.before.as_ref());
-        match &change.after {
-            Some(pool) => pools.insert(key.clone(), Arc::clone(pool)),
-            None => pools.remove(key),
-        };
-    }
+}
+
+/// What a table says beside packets.
+fn sums(table: &ForwardingTable) -> impl PartialEq + std::fmt::Debug + use<> {
+    let mut checks: Vec<_> = table
+        .health_checks()
+        .map(|(name, family, check)| (name.clone(), family, check.port, check.local_endpoints))
+        .collect();
+    checks.sort_unstable();
+    let sides = [TrafficSide::Internal, TrafficSide::External];
+    let without_local = Family::ALL.map(|family| sides.map(|side| table.without_local(family, side)));
+    let counts = [
+        table.direct_access_count(),
+        table.service_count(),
+        table.endpoint_count(),
+    ];
+    (checks, without_local, counts, table.digest())
 }
 
 proptest! {
     #[test]
     fn following_the_diffs_in_any_split_gives_the_table(
-        steps in prop::collection::vec(step(), 1..40),
-        splits in prop::collection::vec(any::<bool>(), 40),
+        steps in prop::collection::vec(step(), 1..30),
+        splits in prop::collection::vec(any::<bool>(), 30),
     ) {
         let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
-        let mut copy = Content::default();
+        let (mut copy, mut objects) = (Content::default(), Objects::default());
         for (step, split) in steps.iter().zip(splits) {
-            take(&mut table, &mut diff, step);
+            objects.take(&mut table, &mut diff, step);
             if split {
-                follow(&mut copy, &std::mem::take(&mut diff));
+                copy.follow(&std::mem::take(&mut diff));
             }
         }
-        follow(&mut copy, &diff);
-        prop_assert_eq!(&copy, &content(&table));
+        copy.follow(&diff);
+        prop_assert_eq!(&copy, &Content::of(&table));
+        // And it is the table of somebody who begins now.
+        let fresh = Objects::build(&objects.context, objects.services.values());
+        prop_assert_eq!(&copy, &Content::of(&fresh));
+        prop_assert_eq!(sums(&table), sums(&fresh));
         // Nothing refers to a pool that is not there, and no pool is empty.
-        for frontend in copy.0.values() {
-            if let Action::Balance { pool, .. } = &frontend.action {
-                prop_assert!(copy.1.get(pool).is_some_and(|pool| !pool.endpoints.is_empty()));
-            }
+        for pool in copy.frontends.values().flat_map(|frontend| frontend.action.pools()) {
+            prop_assert!(copy.pools.get(pool).is_some_and(|pool| !pool.endpoints.is_empty()));
         }
-        let endpoints: usize = copy.1.values().map(|pool| pool.endpoints.len()).sum();
+        let endpoints: usize = copy.pools.values().map(|pool| pool.endpoints.len()).sum();
         prop_assert_eq!(endpoints, table.endpoint_count());
     }
 
     #[test]
+    fn there_and_back_again_is_no_change(
+        before in (any_context(), prop::collection::vec((any_service(), any_slices()), 0..4)),
+        (service, slices) in (any_service(), any_slices()),
+    ) {
+        let (context, others) = before;
+        let mut table = Objects::build(&context, &others);
+        let earlier = others.iter().rev().find(|(other, _)| other.name == service.name);
+        let (sums_before, mut diff) = (sums(&table), Diff::default());
+        table.set(compile(&service, &slices, &context), &mut diff);
+        match earlier {
+            Some((service, slices)) => table.set(compile(service, slices, &context), &mut diff),
+            None => table.remove(&service.name, &mut diff),
+        }
+        prop_assert!(diff.is_empty(), "{:?}", diff);
+        prop_assert_eq!(sums(&table), sums_before);
+    }
+
+    #[test]
     fn the_order_in_which_services_come_does_not_matter(
-        (steps, shuffled) in prop::collection::vec(step(), 1..12).prop_flat_map(|steps| {
-            // The last word on each Service counts, so that only one step for each is kept.
-            let mut last = BTreeMap::new();
-            for step in steps {
-                let (Step::Set { service, .. } | Step::Remove { service }) = step;
-                last.insert(service, step);
-            }
-            let steps: Vec<Step> = last.into_values().collect();
-            (Just(steps.clone()), Just(steps).prop_shuffle())
+        context in any_context(),
+        (services, shuffled) in prop::collection::vec((any_service(), any_slices()), 1..8).prop_flat_map(|services| {
+            // The last word on each Service counts, so that only one for each is kept.
+            let last: BTreeMap<ServiceName, _> =
+                services.into_iter().map(|objects| (objects.0.name.clone(), objects)).collect();
+            let services: Vec<_> = last.into_values().collect();
+            (Just(services.clone()), Just(services).prop_shuffle())
         })
     ) {
-        let build = |steps: &[Step]| {
-            let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
-            steps.iter().for_each(|step| take(&mut table, &mut diff, step));
-            table
-        };
-        let (one, other) = (build(&steps), build(&shuffled));
-        prop_assert_eq!(content(&one), content(&other));
-        prop_assert_eq!(one.digest(), other.digest());
+        let (one, other) = (Objects::build(&context, &services), Objects::build(&context, &shuffled));
+        prop_assert_eq!(Content::of(&one), Content::of(&other));
+        prop_assert_eq!(sums(&one), sums(&other));
     }
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::testing::random::{any_context, any_packet, any_service, any_slices};
 use crate::model::testing::{context, ip, service, slice};
 use crate::model::{Context, DetectLocal, Diff, compile};
 
@@ -136,14 +137,59 @@ fn a_service_without_endpoints_refuses() {
 
 proptest! {
     #[test]
-    fn tracing_never_panics(source: u32, destination: u32, port: u16, v6: u128, host: bool) {
-        let table = table(|_| {});
-        let addresses = [IpAddr::V4(source.into()), IpAddr::V4(destination.into()), IpAddr::V6(v6.into()), ip("10.96.0.1")];
-        for source in addresses {
-            for destination in addresses {
-                let ingress = if host { Ingress::Host } else { Ingress::Interface("eth0".to_owned()) };
-                let _ = table.trace(&Packet { source, destination, protocol: Protocol::Udp, port, ingress });
+    fn every_packet_has_an_answer_in_every_table(
+        context in any_context(),
+        services in prop::collection::vec((any_service(), any_slices()), 0..6),
+        packets in prop::collection::vec(any_packet(), 40),
+    ) {
+        let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+        table.set_context(context.clone(), &mut diff);
+        for (service, slices) in &services {
+            table.set(compile(service, slices, &context), &mut diff);
+        }
+        for packet in packets {
+            let family = Family::of(packet.destination);
+            match table.trace(&packet) {
+                Verdict::Balance(targets) => {
+                    prop_assert!(!targets.is_empty(), "{:?}", packet);
+                    for target in targets {
+                        let address = target.address.ip();
+                        prop_assert_eq!(Family::of(address), family);
+                        prop_assert!(target.masqueraded || address != packet.source, "a pod that answers itself");
+                    }
+                }
+                Verdict::Pass => {
+                    let known = table.is_cluster_ip(packet.destination) || context.is_service_address(packet.destination);
+                    prop_assert!(!known, "{:?} is a Service's", packet);
+                }
+                Verdict::Reject | Verdict::Drop => {
+                    let node_port = context.node_port_addresses(family).contains(&packet.destination);
+                    let claimed = services.iter().any(|(service, _)| {
+                        let lists = [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips];
+                        lists.iter().any(|list| list.contains(&packet.destination))
+                    });
+                    let any = node_port || claimed || context.is_service_address(packet.destination);
+                    prop_assert!(any, "{:?} is none of ours", packet);
+                }
             }
+        }
+    }
+
+    #[test]
+    fn who_is_in_no_range_of_a_load_balancer_gets_nothing(
+        context in any_context(),
+        (mut service, slices) in (any_service(), any_slices()),
+        packet in any_packet(),
+    ) {
+        service.load_balancer_ips = vec![ip("203.0.113.1")];
+        service.external_ips.clear();
+        service.source_ranges = Some(vec!["203.0.113.64/26".parse().unwrap()]);
+        let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+        table.set_context(context.clone(), &mut diff);
+        table.set(compile(&service, &slices, &context), &mut diff);
+        let packet = Packet { destination: ip("203.0.113.1"), ..packet };
+        if let Verdict::Balance(targets) = table.trace(&packet) {
+            prop_assert!(false, "{:?} from {}", targets, packet.source);
         }
     }
 }
