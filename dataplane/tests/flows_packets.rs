@@ -56,18 +56,20 @@ fn iptables(variant: Variant, family: Family, folder: &Path) -> Box<dyn Backend>
 /// A node whose kernel follows the table.
 struct Node {
     network: Network,
-    backends: [Box<dyn Backend>; 2],
+    maker: Maker,
+    folder: tempfile::TempDir,
+    backends: Vec<Box<dyn Backend>>,
 }
 
 fn all_files(maker: Maker, families: Families) {
-    let folder = tempfile::tempdir().unwrap();
     let mut node = Node {
         network: Network::new(),
-        backends: Family::ALL.map(|family| maker(family, folder.path())),
+        maker,
+        folder: tempfile::tempdir().unwrap(),
+        backends: Vec::new(),
     };
     let mut state = State::new(families);
-    node.on_host(|backend| backend.sync(&state.table).unwrap());
-    let mut wrong = Vec::new();
+    let mut wrong = node.restart(&state);
     for named in all() {
         let mut kept = Kept::new();
         wrong.extend(walk(&named, &mut state, |state, moment| {
@@ -107,6 +109,16 @@ impl Node {
         })
     }
 
+    /// New backends, which find what the old ones left, as after a restart of the agent. Gives errors.
+    fn restart(&mut self, state: &State) -> Vec<String> {
+        self.backends = Family::ALL
+            .map(|family| (self.maker)(family, self.folder.path()))
+            .into();
+        let synced = self.on_host(|backend| backend.sync(&state.table));
+        let failed = synced.into_iter().filter_map(Result::err);
+        failed.map(|error| format!("cannot be synced: {error}")).collect()
+    }
+
     /// Brings the kernel to the table. Gives errors.
     fn apply(&mut self, state: &mut State) -> Vec<String> {
         let diff = std::mem::take(&mut state.diff);
@@ -139,28 +151,46 @@ impl Node {
         }
         let (sticky, free): (Vec<&Flow>, Vec<&Flow>) =
             moment.flows.iter().partition(|flow| flow.sticky.is_some());
-        wrong.extend(thread::scope(|scope| {
-            let threads: Vec<_> = free
-                .into_iter()
-                .map(|flow| scope.spawn(move || (flow, Probe::new(network, flow).free())))
-                .collect();
-            let ended = threads.into_iter().map(|thread| thread.join().unwrap());
-            let wrong = ended.filter_map(|(flow, found)| found.map(|found| said_of(flow, &found)));
-            wrong.collect::<Vec<String>>()
-        }));
-        // One after the other: of two first packets at once each may get an endpoint of its own.
-        for flow in sticky {
-            let found = thread::scope(|scope| {
-                let probe = || Probe::new(network, flow).sticky(kept);
-                scope.spawn(probe).join().unwrap()
-            });
-            wrong.extend(found.map(|found| said_of(flow, &found)));
+        wrong.extend(send_free(&self.network, &free));
+        if !sticky.is_empty() {
+            wrong.extend(send_sticky(&self.network, &sticky, kept));
+            // Clients stay where they are when everything is written again, and by another process.
+            wrong.extend(self.restart(state));
+            wrong.extend(send_sticky(&self.network, &sticky, kept));
         }
         for address in &borrowed {
-            network.host.ip(&format!("route del local {address} dev lo"));
+            self.network.host.ip(&format!("route del local {address} dev lo"));
         }
         wrong
     }
+}
+
+/// All at once.
+fn send_free(network: &Network, flows: &[&Flow]) -> Vec<String> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = flows
+            .iter()
+            .map(|flow| scope.spawn(|| Probe::new(network, flow).free()))
+            .collect();
+        let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+        let ended = flows.iter().zip(ended);
+        ended
+            .filter_map(|(flow, found)| Some(said_of(flow, &found?)))
+            .collect()
+    })
+}
+
+/// One after the other: of two first packets at once each may get an endpoint of its own.
+fn send_sticky(network: &Network, flows: &[&Flow], kept: &mut Kept) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for flow in flows {
+        let found = thread::scope(|scope| {
+            let probe = || Probe::new(network, flow).sticky(kept);
+            scope.spawn(probe).join().unwrap()
+        });
+        wrong.extend(found.map(|found| said_of(flow, &found)));
+    }
+    wrong
 }
 
 fn said_of(flow: &Flow, found: &str) -> String {

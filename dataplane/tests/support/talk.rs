@@ -103,7 +103,7 @@ impl Connection {
 
     fn begin(socket: Socket, to: SocketAddr, limit: Duration) -> io::Result<Self> {
         let stream = connect(socket, to, limit)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(limit.max(PATIENCE)))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
     }
