@@ -29,8 +29,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Directory of YAML or JSON files to read Services, EndpointSlices, the Node and one ProxyPolicy from, instead
-    /// of an API server. Changes to the files are followed.
+    /// Directory of YAML or JSON files to read Services, EndpointSlices, ServiceCIDRs, the Node and one ProxyPolicy
+    /// from, instead of an API server. Changes to the files are followed.
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 

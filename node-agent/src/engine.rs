@@ -4,6 +4,7 @@
 mod family;
 mod forwarding;
 mod parameters;
+mod service_cidrs;
 
 use std::{
     sync::Arc,
@@ -38,6 +39,8 @@ const TOUCHED_CHECK_SHARE: u32 = 10;
 /// After a notification that rules were touched, more of them are waited for before everything is read back.
 const TOUCH_SETTLE: Duration = Duration::from_millis(200);
 const TEARDOWN_RETRY: Duration = Duration::from_secs(5);
+/// For how long the first table waits for ServiceCIDRs when everything else is there.
+const SERVICE_CIDRS_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the engine is made of.
 pub struct Engine {
@@ -78,6 +81,9 @@ struct Timers {
     /// However often rules are touched, the next check does not come before.
     rest_until: Option<Instant>,
     teardown_at: Option<Instant>,
+    /// When the first table no longer waits for ServiceCIDRs. An agent that is restarted over right rules would take
+    /// the drop of unallocated ClusterIPs away for a moment if it did not wait.
+    service_cidrs_until: Option<Instant>,
 }
 
 impl Engine {
@@ -179,6 +185,11 @@ impl Engine {
         retries
             .chain(self.timers.next_check)
             .chain(self.timers.teardown_at)
+            .chain(
+                self.timers
+                    .service_cidrs_until
+                    .filter(|_| !self.forwarding.knows_service_cidrs()),
+            )
             .chain(gathered)
             .min()
     }
@@ -192,6 +203,18 @@ impl Engine {
     fn step(&mut self, now: Instant) {
         if !self.forwarding.is_listed() {
             return;
+        }
+        if !self.forwarding.knows_service_cidrs() {
+            if *self
+                .timers
+                .service_cidrs_until
+                .get_or_insert(now + SERVICE_CIDRS_LIMIT)
+                > now
+            {
+                return;
+            }
+            tracing::warn!(waited = ?SERVICE_CIDRS_LIMIT, "beginning without ServiceCIDRs, which are not known yet");
+            self.forwarding.take_in(Event::Unavailable(Kind::ServiceCidrs));
         }
         match std::mem::replace(&mut self.wanted, Wanted::Unchanged) {
             Wanted::New(Some(assignment)) => self.follow(assignment),

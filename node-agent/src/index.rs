@@ -114,7 +114,7 @@ impl Index {
                 gone.into_iter()
                     .for_each(|name| self.set_slice(name, Parsed::gone()));
             }
-            Kind::Node | Kind::Assignment => {}
+            Kind::Node | Kind::Assignment | Kind::ServiceCidrs => return,
         }
         let services = kind == Kind::Services;
         self.problems

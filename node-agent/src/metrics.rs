@@ -52,6 +52,7 @@ enum WatchedKind {
     EndpointSlice,
     Node,
     NodeProxy,
+    ServiceCIDR,
 }
 
 type Durations = Labelled<IpFamily, Histogram, fn() -> Histogram>;
@@ -283,6 +284,7 @@ impl Metrics {
             Kind::Slices => WatchedKind::EndpointSlice,
             Kind::Node => WatchedKind::Node,
             Kind::Assignment => WatchedKind::NodeProxy,
+            Kind::ServiceCidrs => WatchedKind::ServiceCIDR,
         };
         self.watch_failures.get_or_create(&Watched { kind }).inc();
     }

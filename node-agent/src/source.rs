@@ -21,6 +21,8 @@ pub enum Event {
     Service(ServiceName, Parsed<Service>),
     /// An EndpointSlice as it is now, with the Service that it belongs to; none when it is gone.
     Slice(SliceName, Parsed<(ServiceName, EndpointSlice)>),
+    /// A ServiceCIDR as it is now: the ranges that ClusterIPs are allocated from.
+    ServiceCidr(String, Parsed<Vec<IpNet>>),
     /// The own Node as it is now; none when it does not exist.
     Node(Option<NodeState>),
     /// What the operator (or the manifest) wants of this node; none when no policy selects it.
@@ -33,6 +35,8 @@ pub enum Event {
     ListBegins(Kind),
     /// They were all; what was not among them is gone.
     ListEnds(Kind),
+    /// Objects of this kind cannot be had for now, and are not to be waited for.
+    Unavailable(Kind),
     /// Somebody else changed the kernel's rules, which may be ours; the name of the program, where it is known.
     RulesTouched(Option<String>),
     /// The agent ends: nothing more is to be written.
@@ -50,6 +54,8 @@ pub enum Kind {
     Node,
     /// The own NodeProxy, or the ProxyPolicy of a directory.
     Assignment,
+    /// ServiceCIDRs.
+    ServiceCidrs,
 }
 
 /// An EndpointSlice's namespace and name.

@@ -5,10 +5,12 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use pointsman_dataplane::model::{
     Compiled, Context, Diff, ForwardingTable, NodeFacts, Problem, ServiceName, Settings,
 };
 
+use super::service_cidrs::ServiceCidrs;
 use crate::index::{Changes, Index};
 use crate::source::{Event, Kind, NodeState};
 
@@ -18,6 +20,9 @@ pub(super) struct Forwarding {
     index: Index,
     node: Option<NodeState>,
     addresses: Option<Vec<IpAddr>>,
+    service_cidrs: ServiceCidrs,
+    /// The ranges of those; the table has them after the next update.
+    ranges: Vec<IpNet>,
     listed: HashSet<Kind>,
     table: ForwardingTable,
     diff: Diff,
@@ -50,9 +55,22 @@ impl Forwarding {
                 self.recompile |= self.addresses.as_ref() != Some(&addresses);
                 self.addresses = Some(addresses);
             }
+            Event::ServiceCidr(name, parsed) => {
+                self.service_cidrs.set(name, parsed);
+                self.ranges = self.service_cidrs.ranges();
+            }
+            Event::ListBegins(Kind::ServiceCidrs) => self.service_cidrs.list_begins(),
             Event::ListBegins(kind) => self.index.list_begins(kind),
+            Event::ListEnds(Kind::ServiceCidrs) => {
+                self.service_cidrs.list_ends();
+                self.ranges = self.service_cidrs.ranges();
+                self.listed.insert(Kind::ServiceCidrs);
+            }
             Event::ListEnds(kind) => {
                 self.index.list_ends(kind);
+                self.listed.insert(kind);
+            }
+            Event::Unavailable(kind) => {
                 self.listed.insert(kind);
             }
             Event::Assignment(_) | Event::AssignmentUnusable(_) | Event::RulesTouched(_) | Event::Stop => {}
@@ -67,9 +85,15 @@ impl Forwarding {
                 .all(|kind| self.listed.contains(kind))
     }
 
+    /// Whether the ServiceCIDRs have been listed, or cannot be. A first table waits for them only for a while:
+    /// without them it lacks nothing but the drop of ClusterIPs that no Service has.
+    pub(super) fn knows_service_cidrs(&self) -> bool {
+        self.listed.contains(&Kind::ServiceCidrs)
+    }
+
     /// Whether something was taken in that is not in the table yet.
     pub(super) fn has_changes(&self) -> bool {
-        self.recompile || self.index.has_changes()
+        self.recompile || self.index.has_changes() || self.ranges != self.table.context().service_cidrs
     }
 
     /// New settings; the table has them after the next update.
@@ -92,17 +116,17 @@ impl Forwarding {
 
     /// Compiles what changed into the table.
     pub(super) fn update(&mut self) {
+        let mut context = Context {
+            service_cidrs: self.ranges.clone(),
+            ..self.table.context().clone()
+        };
         if std::mem::take(&mut self.recompile) {
             let node = self.node.clone().unwrap_or_default();
-            let facts = NodeFacts {
+            context.node = NodeFacts {
                 internal_ips: node.internal_ips,
                 pod_cidrs: node.pod_cidrs,
                 interface_addresses: self.addresses.clone().unwrap_or_default(),
                 zone: node.zone,
-            };
-            let context = Context {
-                node: facts,
-                ..self.table.context().clone()
             };
             self.table.set_context(context.clone(), &mut self.diff);
             for compiled in self.index.compile_all(&context) {
@@ -110,7 +134,8 @@ impl Forwarding {
                 self.table.set(compiled, &mut self.diff);
             }
         } else {
-            let context = self.table.context().clone();
+            // No Service means anything else for other ranges.
+            self.table.set_context(context.clone(), &mut self.diff);
             for compiled in self.index.compile_changes(&context) {
                 note(&mut self.problems, &compiled);
                 self.table.set(compiled, &mut self.diff);
@@ -145,8 +170,9 @@ impl Forwarding {
 
     /// How many objects could not be used in full, and the problems of the first few.
     pub(super) fn problems(&self, shown: usize) -> (usize, Vec<String>) {
-        let count = self.index.problems().count() + self.problems.values().map(Vec::len).sum::<usize>();
-        let parsed = self.index.problems().map(str::to_owned);
+        let parsed = || self.index.problems().chain(self.service_cidrs.problems());
+        let count = parsed().count() + self.problems.values().map(Vec::len).sum::<usize>();
+        let parsed = parsed().map(str::to_owned);
         let compiled = self.problems.values().flatten().map(ToString::to_string);
         (count, parsed.chain(compiled).take(shown).collect())
     }

@@ -20,6 +20,7 @@ use crate::state::Outcome;
 struct Kernel {
     calls: Vec<&'static str>,
     frontends: BTreeMap<FrontendKey, usize>,
+    service_cidrs: Vec<ipnet::IpNet>,
     fail_apply: bool,
     fail_sync: bool,
     differs: bool,
@@ -48,7 +49,9 @@ impl Recorder {
             _ => 0,
         };
         let own = table.frontends().filter(|(key, _)| key.family == self.family);
-        self.kernel.lock().unwrap().frontends = own.map(|(key, _)| (*key, endpoints(key))).collect();
+        let mut kernel = self.kernel.lock().unwrap();
+        kernel.frontends = own.map(|(key, _)| (*key, endpoints(key))).collect();
+        kernel.service_cidrs = table.context().service_cidrs.clone();
     }
 }
 
@@ -133,7 +136,8 @@ impl Agent {
 
     /// Lists everything, with one Service.
     async fn list(&self, assignment: Option<Arc<Assignment>>) {
-        use Kind::{Assignment as Policy, Node, Services, Slices};
+        use Kind::{Assignment as Policy, Node, ServiceCidrs, Services, Slices};
+        self.tell([Event::Unavailable(ServiceCidrs)]).await;
         self.tell([Services, Slices, Node, Policy].map(Event::ListBegins))
             .await;
         self.tell([
@@ -419,4 +423,72 @@ async fn changes_are_gathered_for_the_minimum_period() {
         })
         .await;
     assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "apply"]);
+}
+
+fn service_cidr(range: &str) -> Event {
+    let parsed = Parsed {
+        object: Some(vec![range.parse().unwrap()]),
+        problems: Vec::new(),
+    };
+    Event::ServiceCidr("kubernetes".into(), parsed)
+}
+
+#[tokio::test]
+async fn the_ranges_of_cluster_ips_follow_their_objects_and_compile_nothing_anew() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    assert!(agent.v4.lock().unwrap().service_cidrs.is_empty());
+    // They come late, from a server that was upgraded, and nobody has to wait for them.
+    agent
+        .tell([
+            Event::ListBegins(Kind::ServiceCidrs),
+            service_cidr("10.96.0.0/16"),
+            Event::ListEnds(Kind::ServiceCidrs),
+        ])
+        .await;
+    let has_ranges = async {
+        while agent.v4.lock().unwrap().service_cidrs.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), has_ranges)
+        .await
+        .expect("the ranges never came to the kernel");
+    assert_eq!(agent.v4.lock().unwrap().calls, ["sync", "apply"]);
+    // The same again is no change; another list without it is one.
+    agent.tell([service_cidr("10.96.0.0/16")]).await;
+    agent
+        .tell([
+            Event::ListBegins(Kind::ServiceCidrs),
+            Event::ListEnds(Kind::ServiceCidrs),
+            endpoints(&[1, 2]),
+        ])
+        .await;
+    agent.until("two endpoints", |state| state.endpoints == 2).await;
+    assert!(agent.v4.lock().unwrap().service_cidrs.is_empty());
+}
+
+#[tokio::test]
+async fn a_first_table_waits_for_service_cidrs_and_not_for_ever() {
+    let mut agent = Agent::start();
+    use Kind::{Assignment as Policy, Node, Services, Slices};
+    agent
+        .tell([Services, Slices, Node, Policy].map(Event::ListBegins))
+        .await;
+    agent
+        .tell([web(1), endpoints(&[1]), Event::Assignment(assignment(|_| {}))])
+        .await;
+    agent
+        .tell([Services, Slices, Node, Policy].map(Event::ListEnds))
+        .await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("listed", |state| state.listed).await;
+    assert!(
+        agent.v4.lock().unwrap().calls.is_empty(),
+        "the ranges are still to come"
+    );
+    agent.until("programmed without them", State::is_programmed).await;
+    assert_eq!(sizes(&agent.v4), [1]);
 }

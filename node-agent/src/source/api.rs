@@ -1,18 +1,22 @@
-//! The API server as a source: four watches, each turned into events.
+//! The API server as a source: five watches, each turned into events.
 
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{Config, Event as WatchEvent};
 use kube::{Api, Client};
-use pointsman_api_client::{Heard, follow, list_strategy};
+use pointsman_api_client::{Heard, ListStrategy, follow, list_strategy};
 use pointsman_crds::NodeProxy;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
 use crate::metrics::Metrics;
 
-use super::objects::{HEADLESS_LABEL, PROXY_NAME_LABEL, SlimNode, SlimService, SlimSlice};
+use super::objects::{HEADLESS_LABEL, PROXY_NAME_LABEL, SlimNode, SlimService, SlimServiceCidr, SlimSlice};
 use super::{Assignment, Event, Kind, Parsed};
+
+/// How often a server without ServiceCIDRs is asked whether it has them by now.
+const LOOK_AGAIN: Duration = Duration::from_secs(300);
 
 /// Watches everything that the node needs, for as long as `events` is open.
 pub async fn watch_all(client: Client, node: String, events: Sender<Event>, metrics: Arc<Metrics>) {
@@ -64,11 +68,51 @@ pub async fn watch_all(client: Client, node: String, events: Sender<Event>, metr
             )
         },
     );
+    let ranges = service_cidrs(client.clone(), strategy.clone(), events.clone(), &troubles);
     let proxies = follow(Api::all(client), own, strategy, events, |heard| {
         troubles.event(Kind::Assignment, heard, assignment, |_| Event::Assignment(None))
     });
     // They end only when nobody listens any more.
-    tokio::join!(services, slices, nodes, proxies);
+    tokio::join!(services, slices, nodes, ranges, proxies);
+}
+
+/// Follows ServiceCIDRs where the server has them: Kubernetes does from 1.33 on.
+async fn service_cidrs(client: Client, strategy: ListStrategy, events: Sender<Event>, troubles: &Troubles) {
+    let mut said = false;
+    while !has_service_cidrs(&client).await {
+        if !std::mem::replace(&mut said, true) {
+            tracing::info!(
+                "the API server has no ServiceCIDRs, Kubernetes before 1.33: packets to ClusterIPs that no Service \
+                 has are not dropped"
+            );
+        }
+        if events.send(Event::Unavailable(Kind::ServiceCidrs)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    follow(Api::all(client), Config::default(), strategy, events, |heard| {
+        let heard = troubles.event(
+            Kind::ServiceCidrs,
+            heard,
+            |cidr: SlimServiceCidr| Event::ServiceCidr(cidr.name(), cidr.parse()),
+            |cidr| Event::ServiceCidr(cidr.name(), Parsed::gone()),
+        );
+        // Nobody waits for what cannot be had: an older chart does not allow it, for example.
+        heard.or(Some(Event::Unavailable(Kind::ServiceCidrs)))
+    })
+    .await;
+}
+
+/// Whether the server has them. When it does not say, [`follow`] finds out.
+async fn has_service_cidrs(client: &Client) -> bool {
+    match client.list_api_group_resources("networking.k8s.io/v1").await {
+        Ok(list) => list
+            .resources
+            .iter()
+            .any(|resource| resource.name == "servicecidrs"),
+        Err(_) => true,
+    }
 }
 
 /// How the watches go: what is wrong is logged when it is news.

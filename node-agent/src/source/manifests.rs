@@ -1,7 +1,7 @@
 //! A directory of manifests as a source: for a box without a cluster, and for benches without an API server.
 //!
-//! Every `*.yaml`, `*.yml` and `*.json` file of the directory may hold Services, EndpointSlices, the Node and one
-//! ProxyPolicy. A file that changes is read anew, and only what it says is compared: the cost of a change follows
+//! Every `*.yaml`, `*.yml` and `*.json` file of the directory may hold Services, EndpointSlices, the Node,
+//! ServiceCIDRs and one ProxyPolicy. A file that changes is read anew, and only what it says is compared: the cost of a change follows
 //! the file, not the directory. A file that cannot be read keeps what it said before.
 
 use std::{
@@ -21,7 +21,7 @@ use pointsman_crds::{ProxyPolicy, ProxyPolicySpec};
 use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 
-use super::objects::{SlimNode, SlimService, SlimSlice};
+use super::objects::{SlimNode, SlimService, SlimServiceCidr, SlimSlice};
 use super::{Assignment, Event, Kind, Parsed, SliceName};
 use pointsman_dataplane::model::ServiceName;
 
@@ -118,6 +118,7 @@ enum Id {
     Service(ServiceName),
     Slice(SliceName),
     Node(String),
+    ServiceCidr(String),
     Policy(String),
 }
 
@@ -146,7 +147,13 @@ impl Reader {
 
     /// Everything, as a source that begins.
     fn first(&mut self) -> Result<Vec<Event>> {
-        let kinds = [Kind::Services, Kind::Slices, Kind::Node, Kind::Assignment];
+        let kinds = [
+            Kind::Services,
+            Kind::Slices,
+            Kind::Node,
+            Kind::ServiceCidrs,
+            Kind::Assignment,
+        ];
         let mut events: Vec<Event> = kinds.into_iter().map(Event::ListBegins).collect();
         events.extend(self.rescan()?);
         self.policy_unknown = self.policies.is_empty() && !self.broken.is_empty();
@@ -276,6 +283,14 @@ impl Reader {
                 }
             },
             (Id::Node(_), None) => Event::Node(None),
+            (Id::ServiceCidr(name), Some(object)) => {
+                let parsed = serde_json::from_value(object).map(SlimServiceCidr::parse);
+                Event::ServiceCidr(
+                    name.clone(),
+                    parsed.unwrap_or_else(|error| broken(unusable(error))),
+                )
+            }
+            (Id::ServiceCidr(name), None) => Event::ServiceCidr(name.clone(), Parsed::gone()),
             (Id::Policy(name), object) => {
                 match object {
                     Some(object) => self.policies.insert(name.clone(), object),
@@ -410,6 +425,7 @@ fn id(object: &Value) -> Result<Option<Id>> {
     Ok(match (version, kind) {
         ("v1", "Service") => Some(Id::Service(namespaced())),
         ("discovery.k8s.io/v1", "EndpointSlice") => Some(Id::Slice(namespaced())),
+        ("networking.k8s.io/v1", "ServiceCIDR") => Some(Id::ServiceCidr(name.to_owned())),
         ("v1", "Node") => Some(Id::Node(name.to_owned())),
         ("pointsman.dev/v1alpha1", "ProxyPolicy") => Some(Id::Policy(name.to_owned())),
         _ => None,

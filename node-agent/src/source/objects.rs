@@ -6,6 +6,7 @@
 
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Deserializer};
 
 pub(super) use node::SlimNode;
 pub(super) use service::SlimService;
+pub(super) use service_cidr::SlimServiceCidr;
 pub(super) use slice::SlimSlice;
 
 /// The label of a Service that another proxy is to serve.

@@ -27,8 +27,12 @@ fn first(reader: &mut Reader) -> Vec<Event> {
 #[test]
 fn every_object_of_the_directory_is_told() {
     let node = "kind: Node\napiVersion: v1\nmetadata: {name: node-1}\nspec: {podCIDR: 10.244.1.0/24}\n";
+    let ranges = "kind: ServiceCIDR\napiVersion: networking.k8s.io/v1\nmetadata: {name: all}\nspec: {cidrs: [10.96.0.0/16]}\n";
     let (_directory, mut reader) = directory(&[
-        ("a.yaml", &format!("{SERVICE}---\n{node}---\n# nothing\n")),
+        (
+            "a.yaml",
+            &format!("{SERVICE}---\n{node}---\n# nothing\n---\n{ranges}"),
+        ),
         ("policy.yml", POLICY),
         (
             "list.json",
@@ -44,8 +48,9 @@ fn every_object_of_the_directory_is_told() {
             [
                 Event::Assignment(Some(_)),
                 Event::Node(Some(_)),
-                Event::Service(..)
-            ]
+                Event::Service(..),
+                Event::ServiceCidr(name, _)
+            ] if name == "all"
         ),
         "{events:?}"
     );

@@ -1,4 +1,5 @@
-use pointsman_dataplane::model::{EndpointSlice, Service};
+use pointsman_dataplane::model::{EndpointSlice, Service, TrafficPolicy};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -146,4 +147,400 @@ fn a_node_that_is_on_its_way_out_is_not_eligible() {
     assert!(!node(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})).eligible);
     let tainted = json!({"metadata": {}, "spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}});
     assert!(!node(tainted).eligible);
+}
+
+/// [`web`] with these fields of its spec set.
+fn web_with(spec: Value) -> Parsed<Service> {
+    let mut object = web();
+    for (field, value) in spec.as_object().unwrap() {
+        object["spec"][field] = value.clone();
+    }
+    service(object)
+}
+
+#[test]
+fn affinity_has_a_default_and_a_range() {
+    let affinity = |spec: Value| web_with(spec).object.unwrap().affinity;
+    let with = |seconds: Value| {
+        affinity(json!({
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}
+        }))
+    };
+    assert_eq!(affinity(json!({"sessionAffinity": "ClientIP"})), Some(10_800));
+    assert_eq!(
+        affinity(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": null})),
+        Some(10_800)
+    );
+    assert_eq!(
+        affinity(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": null}})),
+        Some(10_800)
+    );
+    for (seconds, expected) in [
+        (json!(1), 1),
+        (json!(86_400), 86_400),
+        (json!(null), 10_800),
+        (json!(0), 10_800),
+        (json!(86_401), 10_800),
+        (json!(-5), 10_800),
+        (json!(5_000_000_000_i64), 10_800),
+    ] {
+        assert_eq!(with(seconds.clone()), Some(expected), "{seconds}");
+    }
+    for none in [json!("None"), json!(null), json!("clientip")] {
+        assert_eq!(affinity(json!({"sessionAffinity": none})), None);
+    }
+}
+
+#[test]
+fn policies_are_read_where_they_mean_something() {
+    let policies = |spec: Value| {
+        let service = web_with(spec).object.unwrap();
+        (service.internal_policy, service.external_policy)
+    };
+    use TrafficPolicy::{Cluster, Local};
+    let local = json!({"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"});
+    assert_eq!(policies(json!({})), (Cluster, Cluster));
+    assert_eq!(policies(local.clone()), (Local, Local));
+    assert_eq!(
+        policies(json!({"externalTrafficPolicy": "Sideways"})),
+        (Cluster, Cluster)
+    );
+    // A Service of type ClusterIP that nobody outside can reach: the field is left over from another type.
+    let mut inside = local.clone();
+    inside["type"] = "ClusterIP".into();
+    inside["externalIPs"] = json!([]);
+    assert_eq!(policies(inside.clone()), (Local, Cluster));
+    inside["externalIPs"] = json!(["203.0.113.1"]);
+    assert_eq!(policies(inside), (Local, Local), "external IPs can be reached");
+    let mut ported = local;
+    ported["type"] = "NodePort".into();
+    assert_eq!(policies(ported), (Local, Local));
+}
+
+#[test]
+fn a_health_check_port_needs_a_load_balancer_with_policy_local() {
+    let port = |spec: Value| web_with(spec).object.unwrap().health_check_port;
+    let local = json!({"healthCheckNodePort": 31000, "externalTrafficPolicy": "Local"});
+    assert_eq!(port(local.clone()), Some(31000));
+    let but = |field: &str, value: Value| {
+        let mut spec = local.clone();
+        spec[field] = value;
+        port(spec)
+    };
+    assert_eq!(but("externalTrafficPolicy", json!("Cluster")), None);
+    assert_eq!(but("type", json!("NodePort")), None);
+    for nonsense in [json!(0), json!(null), json!(65_536), json!(-1)] {
+        assert_eq!(but("healthCheckNodePort", nonsense), None);
+    }
+}
+
+#[test]
+fn source_ranges_are_read_leniently_and_nonsense_lets_nobody_in() {
+    let ranges = |list: Value| {
+        let parsed = web_with(json!({"loadBalancerSourceRanges": list}));
+        let ranges = parsed.object.unwrap().source_ranges;
+        let ranges = ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect::<Vec<_>>());
+        (ranges, parsed.problems.len())
+    };
+    assert_eq!((ranges(json!([])), ranges(json!(null))), ((None, 0), (None, 0)));
+    assert_eq!(
+        ranges(json!([" 203.0.113.000/025 ", "10.0.0.7/8", "\tfd00::1/64\n"])),
+        (
+            Some(vec![
+                "203.0.113.0/25".into(),
+                "10.0.0.0/8".into(),
+                "fd00::/64".into()
+            ]),
+            0
+        )
+    );
+    // As kube-proxy: with only nonsense in the list, the list still restricts.
+    let garbage = json!([
+        "",
+        "10.0.0.0",
+        "10.0.0.0/33",
+        "10.0.0.0/+8",
+        "fd00::/129",
+        "10.0.0.0/8/8",
+        "any"
+    ]);
+    assert_eq!(ranges(garbage), (Some(Vec::new()), 7));
+}
+
+#[test]
+fn direct_access_is_asked_for_by_true_and_nothing_else() {
+    let direct = |annotations: Value| {
+        let mut object = web();
+        object["metadata"]["annotations"] = annotations;
+        service(object).object.unwrap().direct_access
+    };
+    let name = "networking.alpha.kubernetes.io/direct-access";
+    assert!(direct(json!({name: "true", "other": "x"})));
+    for other in ["false", "True", "1", "yes", "", " true"] {
+        assert!(!direct(json!({name: other})), "{other:?}");
+    }
+    assert!(!direct(json!(null)) && !direct(json!({})));
+}
+
+#[test]
+fn load_balancer_addresses_of_any_kind() {
+    let mut object = web();
+    object["status"]["loadBalancer"]["ingress"] = json!([
+        {"ip": "198.51.100.010"}, {"ip": "fd00::99", "ipMode": null}, {"ip": "", "hostname": "lb.example"},
+        {"ip": null}, {"ip": "here"}, {"ip": "198.51.100.2", "ipMode": "Proxy"},
+        {"ip": "198.51.100.3", "ipMode": "Whatever", "ports": [{"port": 80, "protocol": "TCP"}]}
+    ]);
+    let parsed = service(object);
+    let found: Vec<_> = parsed.object.unwrap().load_balancer_ips;
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    // One of a family that the Service does not have is left to the model, which says so.
+    assert_eq!(found, ["198.51.100.10", "fd00::99", "198.51.100.3"]);
+    assert!(parsed.problems.len() == 1 && parsed.problems[0].contains("here"));
+    for nothing in [json!(null), json!({}), json!({"loadBalancer": {"ingress": null}})] {
+        let mut object = web();
+        object["status"] = nothing;
+        if object["status"].is_null() {
+            object.as_object_mut().unwrap().remove("status");
+        }
+        assert!(service(object).object.unwrap().load_balancer_ips.is_empty());
+    }
+}
+
+#[test]
+fn node_ports_and_cluster_ips_that_are_not_there() {
+    let ports = |port: Value| web_with(json!({"ports": [port]})).object.unwrap().ports;
+    for none in [
+        json!({"port": 80}),
+        json!({"port": 80, "nodePort": 0}),
+        json!({"port": 80, "nodePort": null}),
+    ] {
+        assert_eq!(
+            ports(none)[0].node_port,
+            None,
+            "allocateLoadBalancerNodePorts: false"
+        );
+    }
+    assert!(ports(json!({"port": 80, "nodePort": 70_000})).is_empty());
+    assert_eq!(&*ports(json!({"port": 80, "name": null}))[0].name, "");
+    let pending = web_with(json!({"clusterIP": "", "clusterIPs": []}));
+    assert_eq!(pending, Parsed::gone(), "not allocated yet");
+    let old = web_with(json!({"clusterIPs": null})).object.unwrap();
+    assert_eq!(old.cluster_ips, [address("10.96.0.1").unwrap()]);
+    let zeros = web_with(json!({"clusterIP": "10.096.000.001", "clusterIPs": ["10.096.000.001"]}));
+    assert_eq!(zeros.object.unwrap().cluster_ips, [address("10.96.0.1").unwrap()]);
+}
+
+#[test]
+fn hints_are_read_for_this_node() {
+    let endpoint = |hints: Value| {
+        let parsed = slice(json!({
+            "metadata": {"name": "a", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.1.1"], "hints": hints}]
+        }));
+        let endpoint = parsed.object.unwrap().1.endpoints.remove(0);
+        let zones = endpoint.for_zones;
+        let zones = zones.map(|zones| zones.iter().map(ToString::to_string).collect::<Vec<_>>());
+        (endpoint.for_nodes, zones)
+    };
+    let name = |name: &str| json!([{"name": name}]);
+    assert_eq!(endpoint(json!(null)), (None, None));
+    assert_eq!(endpoint(json!({})), (None, None));
+    assert_eq!(endpoint(json!({"forZones": null, "forNodes": []})), (None, None));
+    assert_eq!(endpoint(json!({"forNodes": name("node-1")})), (Some(true), None));
+    assert_eq!(endpoint(json!({"forNodes": name("node-2")})), (Some(false), None));
+    assert_eq!(
+        endpoint(json!({"forZones": [{"name": "a"}, {"name": "b"}], "forNodes": name("node-1")})),
+        (Some(true), Some(vec!["a".into(), "b".into()]))
+    );
+}
+
+#[test]
+fn endpoints_share_their_zones() {
+    let endpoint = |zone: &str| json!({"addresses": ["10.0.1.1"], "hints": {"forZones": [{"name": zone}]}});
+    let parsed = slice(json!({
+        "metadata": {"name": "a", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+        "endpoints": [endpoint("a"), endpoint("b"), endpoint("a")]
+    }));
+    let endpoints = parsed.object.unwrap().1.endpoints;
+    let zones = |at: usize| endpoints[at].for_zones.as_ref().unwrap();
+    assert!(std::sync::Arc::ptr_eq(zones(0), zones(2)) && !std::sync::Arc::ptr_eq(zones(0), zones(1)));
+}
+
+#[test]
+fn conditions_of_endpoints_that_come_and_go() {
+    let conditions = |conditions: Value| {
+        let parsed = slice(json!({
+            "metadata": {"name": "a", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv6",
+            "endpoints": [{"addresses": ["fd00::1"], "conditions": conditions}]
+        }));
+        let endpoint = parsed.object.unwrap().1.endpoints.remove(0);
+        (endpoint.ready, endpoint.serving, endpoint.terminating)
+    };
+    assert_eq!(conditions(json!({})), (true, true, false));
+    assert_eq!(conditions(json!({"ready": false})), (false, false, false));
+    // publishNotReadyAddresses: the slice says ready, whatever the pod is.
+    assert_eq!(
+        conditions(json!({"ready": true, "serving": false, "terminating": true})),
+        (true, false, true)
+    );
+    assert_eq!(
+        conditions(json!({"ready": false, "serving": null, "terminating": true})),
+        (false, false, true)
+    );
+}
+
+#[test]
+fn ports_of_slices_that_no_proxy_can_use() {
+    let parsed = slice(json!({
+        "metadata": {"name": "a", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+        "ports": [
+            {"name": null, "port": 80, "protocol": null}, {"name": "all", "port": null}, {"port": 0},
+            {"port": 99_999}, {"port": 53, "protocol": "UDP", "appProtocol": "dns"}, {"port": 1, "protocol": "ICMP"}
+        ],
+    }));
+    let ports = parsed.object.unwrap().1.ports;
+    let seen: Vec<_> = ports
+        .iter()
+        .map(|port| (&*port.name, port.protocol, port.port))
+        .collect();
+    assert_eq!(seen, [("", Protocol::Tcp, 80), ("", Protocol::Udp, 53)]);
+    assert_eq!(
+        parsed.problems.len(),
+        3,
+        "a port without a number is no fault: {:?}",
+        parsed.problems
+    );
+}
+
+#[test]
+fn the_zone_is_a_label_and_an_empty_one_is_none() {
+    let zone = |labels: Value| {
+        let node = json!({"metadata": {"name": "node-1", "labels": labels}});
+        serde_json::from_value::<SlimNode>(node).unwrap().parse().zone
+    };
+    assert_eq!(
+        zone(json!({"topology.kubernetes.io/zone": "zone-a"})).as_deref(),
+        Some("zone-a")
+    );
+    assert_eq!(zone(json!({"topology.kubernetes.io/zone": ""})), None);
+    assert_eq!(zone(json!(null)), None);
+}
+
+#[test]
+fn service_cidrs_are_ranges_and_nonsense_is_said() {
+    let parse = |spec: Value| {
+        let object = json!({"metadata": {"name": "kubernetes"}, "spec": spec});
+        serde_json::from_value::<SlimServiceCidr>(object).unwrap().parse()
+    };
+    let parsed = parse(json!({"cidrs": ["10.96.0.0/16", "fd00:10:96::/112", "ten"]}));
+    let ranges: Vec<_> = parsed.object.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.96.0.0/16", "fd00:10:96::/112"]);
+    assert!(parsed.problems.len() == 1 && parsed.problems[0].contains("kubernetes"));
+    assert_eq!(parse(json!({"cidrs": null})).object, Some(Vec::new()));
+}
+
+/// Any JSON, with names and values among it that mean something here.
+fn any_json() -> impl Strategy<Value = Value> {
+    let word = prop_oneof![
+        Just("ClientIP"),
+        Just("Local"),
+        Just("LoadBalancer"),
+        Just("None"),
+        Just("10.0.0.1"),
+        Just("10.0.0.0/8"),
+        Just("fd00::1"),
+        Just("1.2.3.4/99999999999"),
+        Just("IPv4"),
+        Just("TCP"),
+        Just("true"),
+        Just("2026-01-01T00:00:00Z"),
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(|number| json!(number)),
+        word.prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    let field = prop_oneof![
+        Just("ports"),
+        Just("port"),
+        Just("nodePort"),
+        Just("name"),
+        Just("protocol"),
+        Just("clusterIPs"),
+        Just("clusterIP"),
+        Just("externalIPs"),
+        Just("sessionAffinity"),
+        Just("sessionAffinityConfig"),
+        Just("clientIP"),
+        Just("timeoutSeconds"),
+        Just("loadBalancerSourceRanges"),
+        Just("healthCheckNodePort"),
+        Just("loadBalancer"),
+        Just("ingress"),
+        Just("ip"),
+        Just("ipMode"),
+        Just("endpoints"),
+        Just("addresses"),
+        Just("conditions"),
+        Just("ready"),
+        Just("hints"),
+        Just("forZones"),
+        Just("forNodes"),
+        Just("labels"),
+        Just("annotations"),
+        Just("creationTimestamp"),
+        Just("addressType"),
+        Just("cidrs"),
+        Just("podCIDRs"),
+        Just("taints"),
+        Just("metadata"),
+        Just("spec"),
+        Just("status"),
+    ];
+    leaf.prop_recursive(5, 48, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((field.clone(), inner), 0..6).prop_map(|fields| {
+                let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
+                Value::Object(fields.collect())
+            }),
+        ]
+    })
+}
+
+proptest! {
+    /// Whatever comes: it is read, or refused by the parser, and nothing panics.
+    #[test]
+    fn any_json_is_read_or_refused(metadata in any_json(), spec in any_json(), status in any_json()) {
+        let labels = json!({"kubernetes.io/service-name": "web"});
+        for metadata in [metadata, json!({"name": "a", "labels": labels})] {
+            let mut object = json!({"metadata": metadata, "spec": spec, "status": status, "addressType": "IPv4"});
+            if let Value::Object(fields) = &spec {
+                for (name, value) in fields {
+                    object.as_object_mut().unwrap().entry(name).or_insert_with(|| value.clone());
+                }
+            }
+            // The same by way of text, as watches and files have it.
+            let text = object.to_string();
+            let _ = serde_json::from_str::<SlimService>(&text).map(SlimService::parse);
+            let _ = serde_json::from_str::<SlimSlice>(&text).map(|slice| slice.parse("node-1"));
+            let _ = serde_json::from_str::<SlimNode>(&text).map(SlimNode::parse);
+            let _ = serde_json::from_str::<SlimServiceCidr>(&text).map(SlimServiceCidr::parse);
+        }
+    }
+
+    /// Any text is an address or is none; what is one is the same when it is read again.
+    #[test]
+    fn any_text_is_an_address_or_none(text in "\\PC{0,40}|[0-9.]{0,20}|[0-9a-f:]{0,40}") {
+        if let Some(found) = address(&text) {
+            prop_assert_eq!(address(&found.to_string()), Some(found));
+        }
+        if let Some(found) = range(&text) {
+            prop_assert_eq!(range(&found.to_string()), Some(found));
+        }
+    }
 }
