@@ -18,6 +18,7 @@ use tokio::sync::{mpsc::Receiver, watch};
 
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
+use crate::service_health::HealthChecks;
 use crate::settings;
 use crate::source::{Assignment, Event, Kind};
 use crate::state::State;
@@ -56,6 +57,7 @@ pub struct Engine {
     log_level: LogLevel,
     metrics: Arc<Metrics>,
     state: watch::Sender<State>,
+    health_checks: watch::Sender<HealthChecks>,
     timers: Timers,
     drift: Option<String>,
     /// Who changed rules since the last check, where the kernel told.
@@ -95,6 +97,7 @@ impl Engine {
         log_level: LogLevel,
         metrics: Arc<Metrics>,
         state: watch::Sender<State>,
+        health_checks: watch::Sender<HealthChecks>,
     ) -> Self {
         Self {
             forwarding: Forwarding::default(),
@@ -107,6 +110,7 @@ impl Engine {
             log_level,
             metrics,
             state,
+            health_checks,
             timers: Timers::default(),
             drift: None,
             touched_by: None,
@@ -358,6 +362,13 @@ impl Engine {
     }
 
     fn publish(&mut self) {
+        if let Some(checks) = self.forwarding.take_health_checks() {
+            self.health_checks.send_if_modified(|published| {
+                let differs = *published != checks;
+                *published = checks;
+                differs
+            });
+        }
         let pending_limit = self.active.as_ref().map_or(Duration::from_secs(60), |active| {
             Duration::from_secs(2 * u64::try_from(active.settings.sync_period_seconds).unwrap_or(30))
         });

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod report;
 pub mod run;
 pub mod server;
+pub mod service_health;
 pub mod settings;
 pub mod source;
 pub mod state;

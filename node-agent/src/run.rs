@@ -22,6 +22,7 @@ use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::report;
 use crate::server::{self, Sources};
+use crate::service_health::{self, HealthChecks};
 use crate::source::{Event, addresses, api, manifests, rules};
 use crate::state::State;
 
@@ -93,6 +94,7 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let (events_in, events) = mpsc::channel(EVENTS);
     let (state_in, state) = watch::channel(State::default());
+    let (checks_in, checks) = watch::channel(HealthChecks::default());
 
     let health = server::bind("--healthz-bind-address", args.healthz_bind_address).await?;
     let own = server::bind("--metrics-bind-address", args.metrics_bind_address).await?;
@@ -103,6 +105,12 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(server::serve_health(health, sources.clone()));
     tasks.spawn(server::serve_metrics(own, sources));
+
+    let balancers = service_health::serve(checks, state.clone(), events_in.clone());
+    tasks.spawn(async {
+        balancers.await;
+        Ok(())
+    });
 
     let addresses = addresses::follow(events_in.clone());
     tasks.spawn(async {
@@ -141,7 +149,14 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
     }
 
     let parameters = Parameters::new(&args.proc_sys, &args.state_dir);
-    let engine = Engine::new(Arc::new(backend), parameters, log_level, metrics, state_in);
+    let engine = Engine::new(
+        Arc::new(backend),
+        parameters,
+        log_level,
+        metrics,
+        state_in,
+        checks_in,
+    );
     let mut stopped = run_engine(engine, events)?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;

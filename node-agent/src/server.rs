@@ -87,7 +87,10 @@ async fn healthz(Shared(sources): Shared<Sources>) -> Response {
     let (healthy, eligible) = {
         let state = sources.state.borrow();
         let idle_by_mistake = state.assignment.is_none() && state.rejected.is_some();
-        (is_healthy(&state) && !idle_by_mistake, state.node_eligible)
+        (
+            state.is_healthy(Instant::now()) && !idle_by_mistake,
+            state.node_eligible,
+        )
     };
     answer(&sources, false, healthy, eligible)
 }
@@ -97,7 +100,7 @@ async fn healthz(Shared(sources): Shared<Sources>) -> Response {
 async fn livez(Shared(sources): Shared<Sources>) -> Response {
     let healthy = {
         let state = sources.state.borrow();
-        !state.listed || is_healthy(&state)
+        !state.listed || state.is_healthy(Instant::now())
     };
     answer(&sources, true, healthy, true)
 }
@@ -116,12 +119,6 @@ fn answer(sources: &Sources, livez: bool, healthy: bool, eligible: bool) -> Resp
         "nodeEligible": eligible,
     });
     (code, Json(body)).into_response()
-}
-
-/// An agent that has nothing to do, because no policy selects its node, is healthy; one that still waits for its
-/// first list, or whose changes do not get into the kernel, is not.
-fn is_healthy(state: &State) -> bool {
-    state.listed && !state.is_stuck(Instant::now()) && (state.assignment.is_none() || state.is_programmed())
 }
 
 async fn metrics(Shared(sources): Shared<Sources>) -> Response {

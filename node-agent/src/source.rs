@@ -39,6 +39,8 @@ pub enum Event {
     Unavailable(Kind),
     /// Somebody else changed the kernel's rules, which may be ours; the name of the program, where it is known.
     RulesTouched(Option<String>),
+    /// Health checks of Services that cannot be answered, each with why and what to do; all that there are now.
+    Unserved(Vec<String>),
     /// The agent ends: nothing more is to be written.
     Stop,
 }

@@ -79,6 +79,13 @@ impl State {
         self.applied_revision.is_some()
     }
 
+    /// Whether the node forwards as it should. An agent that has nothing to do, because no policy selects its node, is
+    /// healthy; one that still waits for its first list, or whose changes do not get into the kernel, is not.
+    #[must_use]
+    pub fn is_healthy(&self, now: Instant) -> bool {
+        self.listed && !self.is_stuck(now) && (self.assignment.is_none() || self.is_programmed())
+    }
+
     /// Whether a change has waited too long for the kernel.
     #[must_use]
     pub fn is_stuck(&self, now: Instant) -> bool {

@@ -28,6 +28,9 @@ pub struct ForwardingTable {
     pools: HashMap<PoolKey, Arc<Pool>>,
     /// ClusterIPs, each with how many Services have it: more than one only while one is going and another coming.
     cluster_ips: HashMap<IpAddr, usize>,
+    /// Apart from the Services, so that looking at all of them costs as much as there are.
+    health_checks: BTreeMap<(ServiceName, Family), HealthCheck>,
+    health_checks_version: u64,
     without_local: BTreeMap<(Family, TrafficSide), usize>,
     direct_access: usize,
     endpoints: usize,
@@ -155,12 +158,16 @@ impl ForwardingTable {
         self.cluster_ips.contains_key(&address)
     }
 
-    /// What load balancers are told, for each Service with a `healthCheckNodePort`, in no order.
+    /// What load balancers are told, for each Service with a `healthCheckNodePort`, by Service and family.
     pub fn health_checks(&self) -> impl Iterator<Item = (&ServiceName, Family, HealthCheck)> {
-        self.services.iter().flat_map(|(name, known)| {
-            let checks = known.health_checks.iter();
-            checks.map(move |&(family, check)| (name, family, check))
-        })
+        let checks = self.health_checks.iter();
+        checks.map(|((name, family), check)| (name, *family, *check))
+    }
+
+    /// Another number whenever a change touched [`ForwardingTable::health_checks`].
+    #[must_use]
+    pub fn health_checks_version(&self) -> u64 {
+        self.health_checks_version
     }
 
     /// How many Service ports have endpoints, but none on this node that policy Local lets them use.
@@ -222,6 +229,7 @@ impl ForwardingTable {
             direct_access,
         };
         let old = self.services.remove(&service).unwrap_or_default();
+        self.set_health_checks(&service, &old.health_checks, &known.health_checks);
         self.count_known(&known, true, diff);
         self.count_known(&old, false, diff);
         if !known.is_empty() {
@@ -251,6 +259,24 @@ impl ForwardingTable {
     /// Takes a Service out.
     pub fn remove(&mut self, service: &ServiceName, diff: &mut Diff) {
         self.set(Compiled::nothing(service.clone()), diff);
+    }
+
+    fn set_health_checks(
+        &mut self,
+        service: &ServiceName,
+        before: &[(Family, HealthCheck)],
+        after: &[(Family, HealthCheck)],
+    ) {
+        if before == after {
+            return;
+        }
+        for (family, _) in before {
+            self.health_checks.remove(&(service.clone(), *family));
+        }
+        for &(family, check) in after {
+            self.health_checks.insert((service.clone(), family), check);
+        }
+        self.health_checks_version += 1;
     }
 
     /// Counts in, or out, what a Service adds to the sums over all of them.

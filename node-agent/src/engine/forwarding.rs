@@ -12,6 +12,7 @@ use pointsman_dataplane::model::{
 
 use super::service_cidrs::ServiceCidrs;
 use crate::index::{Changes, Index};
+use crate::service_health::HealthChecks;
 use crate::source::{Event, Kind, NodeState};
 
 /// Takes events in as they come, and makes the table of them when it is asked to.
@@ -29,6 +30,10 @@ pub(super) struct Forwarding {
     /// Everything has to be compiled anew: settings or node facts changed.
     recompile: bool,
     problems: BTreeMap<ServiceName, Vec<Problem>>,
+    /// Health checks that cannot be answered.
+    unserved: Vec<String>,
+    /// What load balancers are told may be different from what was last published.
+    checks_changed: bool,
 }
 
 impl Forwarding {
@@ -73,6 +78,7 @@ impl Forwarding {
             Event::Unavailable(kind) => {
                 self.listed.insert(kind);
             }
+            Event::Unserved(problems) => self.unserved = problems,
             Event::Assignment(_) | Event::AssignmentUnusable(_) | Event::RulesTouched(_) | Event::Stop => {}
         }
     }
@@ -104,6 +110,7 @@ impl Forwarding {
         };
         self.table.set_context(context, &mut self.diff);
         self.recompile = true;
+        self.checks_changed = true;
     }
 
     /// Forgets the table, not the objects: what is forwarded next is a new table.
@@ -112,15 +119,19 @@ impl Forwarding {
         self.diff = Diff::default();
         self.problems.clear();
         self.recompile = true;
+        self.checks_changed = true;
     }
 
     /// Compiles what changed into the table.
     pub(super) fn update(&mut self) {
+        let checks = self.table.health_checks_version();
         let mut context = Context {
             service_cidrs: self.ranges.clone(),
             ..self.table.context().clone()
         };
         if std::mem::take(&mut self.recompile) {
+            // The addresses that NodePorts answer on may be others.
+            self.checks_changed = true;
             let node = self.node.clone().unwrap_or_default();
             context.node = NodeFacts {
                 internal_ips: node.internal_ips,
@@ -141,6 +152,12 @@ impl Forwarding {
                 self.table.set(compiled, &mut self.diff);
             }
         }
+        self.checks_changed |= self.table.health_checks_version() != checks;
+    }
+
+    /// What load balancers are told, when it may be different from what this gave before.
+    pub(super) fn take_health_checks(&mut self) -> Option<HealthChecks> {
+        std::mem::take(&mut self.checks_changed).then(|| HealthChecks::of(&self.table))
     }
 
     /// The table as of the last update.
@@ -170,7 +187,11 @@ impl Forwarding {
 
     /// How many objects could not be used in full, and the problems of the first few.
     pub(super) fn problems(&self, shown: usize) -> (usize, Vec<String>) {
-        let parsed = || self.index.problems().chain(self.service_cidrs.problems());
+        let parsed = || {
+            let unserved = self.unserved.iter().map(String::as_str);
+            let objects = self.index.problems().chain(self.service_cidrs.problems());
+            objects.chain(unserved)
+        };
         let count = parsed().count() + self.problems.values().map(Vec::len).sum::<usize>();
         let parsed = parsed().map(str::to_owned);
         let compiled = self.problems.values().flatten().map(ToString::to_string);

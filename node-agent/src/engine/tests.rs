@@ -96,6 +96,7 @@ impl Backend for Recorder {
 struct Agent {
     events: Sender<Event>,
     state: watch::Receiver<State>,
+    checks: watch::Receiver<HealthChecks>,
     v4: Arc<Mutex<Kernel>>,
     v6: Arc<Mutex<Kernel>>,
     _state_dir: tempfile::TempDir,
@@ -114,14 +115,16 @@ impl Agent {
         });
         let state_dir = tempfile::tempdir().unwrap();
         let (state_in, state) = watch::channel(State::default());
+        let (checks_in, checks) = watch::channel(HealthChecks::default());
         let metrics = Arc::new(Metrics::default());
         let parameters = Parameters::new(std::path::Path::new("/proc/sys"), state_dir.path());
-        let engine = Engine::new(make, parameters, LogLevel::unused(), metrics, state_in);
+        let engine = Engine::new(make, parameters, LogLevel::unused(), metrics, state_in, checks_in);
         let (events, receiver) = channel(100);
         tokio::spawn(engine.run(receiver));
         Self {
             events,
             state,
+            checks,
             v4,
             v6,
             _state_dir: state_dir,
@@ -491,4 +494,61 @@ async fn a_first_table_waits_for_service_cidrs_and_not_for_ever() {
     );
     agent.until("programmed without them", State::is_programmed).await;
     assert_eq!(sizes(&agent.v4), [1]);
+}
+
+#[tokio::test]
+async fn health_checks_are_published_when_they_change_and_at_no_other_time() {
+    let balanced = |name: &str, check: Option<u16>| {
+        let Event::Service(_, mut parsed) = web(9) else {
+            unreachable!()
+        };
+        let name = ServiceName::new("default", name);
+        let service = parsed.object.as_mut().unwrap();
+        service.name = name.clone();
+        service.health_check_port = check;
+        Event::Service(name, parsed)
+    };
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.checks.borrow_and_update();
+    agent.tell([balanced("plain", None)]).await;
+    agent.until("two Services", |state| state.services == 2).await;
+    assert!(!agent.checks.has_changed().unwrap(), "a Service without a port");
+    agent.tell([balanced("checked", Some(31_000))]).await;
+    agent.until("three Services", |state| state.services == 3).await;
+    assert!(agent.checks.has_changed().unwrap());
+    assert_ne!(*agent.checks.borrow_and_update(), HealthChecks::default());
+    agent.tell([endpoints(&[1, 2])]).await;
+    agent.until("two endpoints", |state| state.endpoints == 2).await;
+    assert!(
+        !agent.checks.has_changed().unwrap(),
+        "endpoints of a Service without a port"
+    );
+    agent.tell([Event::Assignment(None)]).await;
+    agent
+        .until("nothing in force", |state| state.assignment.is_none())
+        .await;
+    assert_eq!(
+        *agent.checks.borrow_and_update(),
+        HealthChecks::default(),
+        "what forwards nothing has no health checks to answer"
+    );
+}
+
+#[tokio::test]
+async fn health_checks_that_cannot_be_answered_are_among_the_problems() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent
+        .tell([
+            Event::Addresses(Vec::new()),
+            Event::Unserved(vec!["port 31000 is taken".into()]),
+        ])
+        .await;
+    let state = agent.until("a problem", |state| state.problems.0 == 1).await;
+    assert_eq!(state.problems.1, ["port 31000 is taken"]);
+    agent.tell([Event::Unserved(Vec::new())]).await;
+    agent.until("no problem", |state| state.problems.0 == 0).await;
 }
