@@ -48,6 +48,17 @@ pub struct Report {
     pub objects: usize,
     /// Bytes handed to the kernel or to the program that talks to it.
     pub bytes: usize,
+    /// Of a backend that writes iptables rules: those of nat and of filter.
+    pub iptables: Option<[IptablesRules; 2]>,
+}
+
+/// How many rules of a table are ours, jumps in built-in chains apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IptablesRules {
+    /// Written by this change.
+    pub written: usize,
+    /// All of them, after it.
+    pub total: usize,
 }
 
 /// How the kernel compares with what was last applied.

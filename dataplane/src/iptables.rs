@@ -127,7 +127,8 @@ impl Backend for Iptables {
             return self.sync(table);
         };
         let (plan, order) = state.change(table, diff, self.style);
-        let report = self.send(&plan, order)?;
+        let mut report = self.send(&plan, order)?;
+        report.iptables = Some(state.count(&plan));
         self.state = Some(state);
         Ok(report)
     }
@@ -137,7 +138,8 @@ impl Backend for Iptables {
         self.state = None;
         let saved = [self.read(Table::Nat)?, self.read(Table::Filter)?];
         let (state, plan, order) = State::sync(table, saved, self.style);
-        let report = self.send(&plan, order)?;
+        let mut report = self.send(&plan, order)?;
+        report.iptables = Some(state.count(&plan));
         self.state = Some(state);
         Ok(report)
     }

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: SocketAddr,
 
-    /// Where /metrics, /proxyMode and /configz are served.
+    /// Where /metrics, /proxyMode, /configz and /debug/flags/v are served.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: SocketAddr,
 

@@ -5,6 +5,7 @@ mod family;
 mod forwarding;
 mod parameters;
 mod service_cidrs;
+mod triggers;
 
 use std::{
     sync::Arc,
@@ -230,13 +231,16 @@ impl Engine {
         }
         if self.active.is_none() {
             self.timers.pending_since = None;
+            self.forwarding.forget_triggers();
             return;
         }
         let waits = self.gathering_until().is_some_and(|until| until > now);
         if self.forwarding.has_changes() && !waits {
             self.forwarding.update();
             self.metrics.objects_changed(self.forwarding.changes());
+            self.metrics.compiled(self.forwarding.table());
         }
+        self.metrics.objects_pending(self.forwarding.pending());
         self.write(now);
         if self.timers.next_check.is_some_and(|at| at <= now) {
             self.check();
@@ -262,7 +266,12 @@ impl Engine {
             self.families = self.make_families(mode.0);
         }
         self.mode = Some(mode);
-        self.log_level.set(settings.log_verbosity);
+        let verbosity = settings.log_verbosity;
+        // What /debug/flags/v said stays until a policy says something else.
+        let other = |active: &Arc<Assignment>| active.settings.log_verbosity != verbosity;
+        if self.active.as_ref().is_none_or(other) {
+            self.log_level.set(verbosity);
+        }
         self.parameters.apply(settings);
         let changed = self
             .active
@@ -322,9 +331,18 @@ impl Engine {
             }
             self.timers.last_sync = Some(Instant::now());
         }
+        for family in self.families.iter().filter(|family| family.is_settled()) {
+            let family = family.family();
+            for changed in self.forwarding.written(family) {
+                self.metrics.programmed(family, changed);
+            }
+            if self.timers.pending_since.is_some() && !self.forwarding.has_changes() {
+                self.metrics.synced(family);
+            }
+        }
         let settled = self.families.iter().all(FamilyProxy::is_settled);
-        if settled && !self.forwarding.has_changes() && self.timers.pending_since.take().is_some() {
-            self.metrics.synced();
+        if settled && !self.forwarding.has_changes() {
+            self.timers.pending_since = None;
         }
     }
 

@@ -12,13 +12,22 @@ pub struct Index {
     services: HashMap<ServiceName, Entry>,
     /// The Service of each slice; a slice may be given to another one.
     owners: HashMap<SliceName, ServiceName>,
-    dirty: HashSet<ServiceName>,
+    /// The Services that are different, and whether they or their slices are.
+    dirty: HashMap<ServiceName, Touched>,
     /// While a source lists, what it has named so far; the rest is gone when it ends.
     listing: HashMap<Kind, HashSet<ServiceName>>,
     /// What is wrong with objects, by kind and name.
     problems: BTreeMap<(bool, ServiceName), Vec<String>>,
     /// How many Services and slices were different.
     pub changes: Changes,
+    /// How many of those are not compiled yet; several of one Service's slices count once.
+    pub pending: Changes,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Touched {
+    service: bool,
+    slices: bool,
 }
 
 /// How many objects were different since the agent started.
@@ -45,13 +54,20 @@ impl Index {
         if entry.service != parsed.object {
             entry.service = parsed.object;
             self.changes.services += 1;
-            self.dirty.insert(name.clone());
+            let touched = self.dirty.entry(name.clone()).or_default();
+            if !std::mem::replace(&mut touched.service, true) {
+                self.pending.services += 1;
+            }
         }
         self.forget_if_empty(&name);
     }
 
-    /// Takes in a slice as it is now.
-    pub fn set_slice(&mut self, name: SliceName, parsed: Parsed<(ServiceName, EndpointSlice)>) {
+    /// Takes in a slice as it is now; gives the Service that is different by it.
+    pub fn set_slice(
+        &mut self,
+        name: SliceName,
+        parsed: Parsed<(ServiceName, EndpointSlice)>,
+    ) -> Option<ServiceName> {
         self.named(Kind::Slices, &name);
         self.note_problems(false, &name, parsed.problems);
         let (owner, slice) = match parsed.object {
@@ -62,25 +78,34 @@ impl Index {
             Some(owner) => self.owners.insert(name.clone(), owner.clone()),
             None => self.owners.remove(&name),
         };
+        let mut different = None;
         if let Some(before) = before.filter(|before| Some(before) != owner.as_ref()) {
-            self.put_slice(&before, &name, None);
+            different = self.put_slice(&before, &name, None).then_some(before);
         }
-        if let Some(owner) = owner {
-            self.put_slice(&owner, &name, slice);
+        if let Some(owner) = owner
+            && self.put_slice(&owner, &name, slice)
+        {
+            different = Some(owner);
         }
+        different
     }
 
-    fn put_slice(&mut self, owner: &ServiceName, name: &SliceName, slice: Option<EndpointSlice>) {
+    fn put_slice(&mut self, owner: &ServiceName, name: &SliceName, slice: Option<EndpointSlice>) -> bool {
         let entry = self.services.entry(owner.clone()).or_default();
-        if entry.slices.get(name) != slice.as_ref() {
+        let differs = entry.slices.get(name) != slice.as_ref();
+        if differs {
             match slice {
                 Some(slice) => entry.slices.insert(name.clone(), slice),
                 None => entry.slices.remove(name),
             };
             self.changes.slices += 1;
-            self.dirty.insert(owner.clone());
+            let touched = self.dirty.entry(owner.clone()).or_default();
+            if !std::mem::replace(&mut touched.slices, true) {
+                self.pending.slices += 1;
+            }
         }
         self.forget_if_empty(owner);
+        differs
     }
 
     /// A source begins to list a kind.
@@ -111,8 +136,9 @@ impl Index {
                     .filter(|name| !named.contains(name))
                     .cloned()
                     .collect();
-                gone.into_iter()
-                    .for_each(|name| self.set_slice(name, Parsed::gone()));
+                for name in gone {
+                    self.set_slice(name, Parsed::gone());
+                }
             }
             Kind::Node | Kind::Assignment | Kind::ServiceCidrs => return,
         }
@@ -162,19 +188,22 @@ impl Index {
 
     /// The Services that are different since the last call, compiled.
     pub fn compile_changes(&mut self, context: &Context) -> Vec<Compiled> {
+        self.pending = Changes::default();
         let dirty: Vec<_> = self.dirty.drain().collect();
         dirty
             .into_iter()
-            .map(|name| self.compile(name, context))
+            .map(|(name, _)| self.compile(name, context))
             .collect()
     }
 
     /// All Services, compiled.
     pub fn compile_all<'a>(&'a mut self, context: &'a Context) -> impl Iterator<Item = Compiled> + 'a {
+        self.pending = Changes::default();
         // Services that are gone are compiled as well: to nothing.
         let gone: Vec<_> = self
             .dirty
             .drain()
+            .map(|(name, _)| name)
             .filter(|name| !self.services.contains_key(name))
             .collect();
         let known: Vec<_> = self.services.keys().cloned().collect();

@@ -1,6 +1,12 @@
 //! Logs to stderr, with a level that can change while the agent runs.
 
-use std::{io::IsTerminal as _, sync::Arc};
+use std::{
+    io::IsTerminal as _,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
+};
 
 use clap::ValueEnum;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -20,18 +26,35 @@ pub enum LogFormat {
 
 /// Changes how much is logged.
 #[derive(Clone)]
-pub struct LogLevel(Arc<dyn Fn(Targets) + Send + Sync>);
+pub struct LogLevel {
+    reload: Arc<dyn Fn(Targets) + Send + Sync>,
+    verbosity: Arc<AtomicI32>,
+}
 
 impl LogLevel {
     /// Logs as much as this verbosity asks for from now on.
     pub fn set(&self, verbosity: i32) {
-        (self.0)(filter(verbosity));
+        self.verbosity.store(verbosity, Ordering::Relaxed);
+        (self.reload)(filter(verbosity));
+    }
+
+    /// How much is logged, on kube-proxy's scale.
+    #[must_use]
+    pub fn verbosity(&self) -> i32 {
+        self.verbosity.load(Ordering::Relaxed)
+    }
+
+    fn new(verbosity: i32, reload: impl Fn(Targets) + Send + Sync + 'static) -> Self {
+        Self {
+            reload: Arc::new(reload),
+            verbosity: Arc::new(verbosity.into()),
+        }
     }
 
     /// A level that nothing listens to, for tests.
     #[must_use]
     pub fn unused() -> Self {
-        Self(Arc::new(|_| {}))
+        Self::new(2, |_| {})
     }
 }
 
@@ -70,8 +93,8 @@ pub fn begin(verbosity: i32, format: LogFormat) -> LogLevel {
             .with(lines.json())
             .init(),
     }
-    LogLevel(Arc::new(move |targets| {
+    LogLevel::new(verbosity, move |targets| {
         // The handle outlives the process's only subscriber, so that this cannot fail.
         let _ = handle.reload(targets);
-    }))
+    })
 }

@@ -1,20 +1,24 @@
 //! What the agent counts, under kube-proxy's names where it means the same, so that dashboards go on working.
 
-use std::sync::Mutex;
+mod kube_proxy;
+mod labels;
+mod text;
+
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_dataplane::backend::Report;
-use pointsman_dataplane::model::Family;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use pointsman_dataplane::model::{Family, ForwardingTable, TrafficSide};
+use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
-use std::sync::atomic::AtomicU64;
+use prometheus_client::registry::Registry;
 
 use crate::index::Changes;
 use crate::source::Kind;
+use kube_proxy::KubeProxyMetrics;
+use labels::{Code, IpFamily, IptablesTable, Policy, TableValue, Watched};
+pub use text::CONTENT_TYPE;
 
 /// How much of the table a write was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,94 +29,29 @@ pub enum SyncKind {
     Partial,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IpFamily {
-    ip_family: IpFamilyValue,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum IpFamilyValue {
-    IPv4,
-    IPv6,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Code {
-    code: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Watched {
-    kind: WatchedKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum WatchedKind {
-    Service,
-    EndpointSlice,
-    Node,
-    NodeProxy,
-    ServiceCIDR,
-}
-
-type Durations = Labelled<IpFamily, Histogram, fn() -> Histogram>;
-
 /// Every metric of the agent.
+#[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    sync: Durations,
-    sync_full: Durations,
-    sync_partial: Durations,
-    last_sync: Gauge<f64, AtomicU64>,
-    last_queued: Gauge<f64, AtomicU64>,
-    service_changes: Counter,
-    slice_changes: Counter,
+    proxy: KubeProxyMetrics,
     counted: Mutex<Changes>,
-    restore_failures: Labelled<IpFamily, Counter>,
-    partial_failures: Labelled<IpFamily, Counter>,
     objects_written: Labelled<IpFamily, Counter>,
     bytes_written: Labelled<IpFamily, Counter>,
     drifts: Labelled<IpFamily, Counter>,
-    healthz: Labelled<Code, Counter>,
-    livez: Labelled<Code, Counter>,
     watch_failures: Labelled<Watched, Counter>,
     status_writes: Counter,
     status_failures: Counter,
-}
-
-fn labels(family: Family) -> IpFamily {
-    IpFamily {
-        ip_family: match family {
-            Family::V4 => IpFamilyValue::IPv4,
-            Family::V6 => IpFamilyValue::IPv6,
-        },
-    }
-}
-
-/// kube-proxy's buckets: 1 ms to 16 s.
-fn sync_buckets() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
-            sync: Labelled::new_with_constructor(sync_buckets),
-            sync_full: Labelled::new_with_constructor(sync_buckets),
-            sync_partial: Labelled::new_with_constructor(sync_buckets),
-            last_sync: Gauge::default(),
-            last_queued: Gauge::default(),
-            service_changes: Counter::default(),
-            slice_changes: Counter::default(),
+            proxy: KubeProxyMetrics::default(),
             counted: Mutex::default(),
-            restore_failures: Labelled::default(),
-            partial_failures: Labelled::default(),
             objects_written: Labelled::default(),
             bytes_written: Labelled::default(),
             drifts: Labelled::default(),
-            healthz: Labelled::default(),
-            livez: Labelled::default(),
             watch_failures: Labelled::default(),
             status_writes: Counter::default(),
             status_failures: Counter::default(),
@@ -124,68 +63,7 @@ impl Default for Metrics {
 
 impl Metrics {
     fn register(&mut self) {
-        let proxy = self.registry.sub_registry_with_prefix("kubeproxy");
-        let seconds = Unit::Seconds;
-        proxy.register_with_unit(
-            "sync_proxy_rules_duration",
-            "How long writing to the kernel took",
-            seconds.clone(),
-            self.sync.clone(),
-        );
-        proxy.register_with_unit(
-            "sync_full_proxy_rules_duration",
-            "How long writing everything to the kernel took",
-            seconds.clone(),
-            self.sync_full.clone(),
-        );
-        proxy.register_with_unit(
-            "sync_partial_proxy_rules_duration",
-            "How long writing changes to the kernel took",
-            seconds.clone(),
-            self.sync_partial.clone(),
-        );
-        proxy.register_with_unit(
-            "sync_proxy_rules_last_timestamp",
-            "When the kernel last held everything that was known",
-            seconds.clone(),
-            self.last_sync.clone(),
-        );
-        proxy.register_with_unit(
-            "sync_proxy_rules_last_queued_timestamp",
-            "When the last change came in",
-            seconds,
-            self.last_queued.clone(),
-        );
-        proxy.register(
-            "sync_proxy_rules_service_changes",
-            "Services that were different",
-            self.service_changes.clone(),
-        );
-        proxy.register(
-            "sync_proxy_rules_endpoint_changes",
-            "EndpointSlices that were different",
-            self.slice_changes.clone(),
-        );
-        proxy.register(
-            "sync_proxy_rules_iptables_restore_failures",
-            "Writes of everything that failed",
-            self.restore_failures.clone(),
-        );
-        proxy.register(
-            "sync_proxy_rules_iptables_partial_restore_failures",
-            "Writes of changes that failed and were followed by a write of everything",
-            self.partial_failures.clone(),
-        );
-        proxy.register(
-            "proxy_healthz",
-            "Answers of /healthz by status code",
-            self.healthz.clone(),
-        );
-        proxy.register(
-            "proxy_livez",
-            "Answers of /livez by status code",
-            self.livez.clone(),
-        );
+        self.proxy.register(&mut self.registry);
         let own = self.registry.sub_registry_with_prefix("pointsman_agent");
         own.register(
             "kernel_objects_written",
@@ -219,35 +97,65 @@ impl Metrics {
         );
     }
 
-    /// A change came in.
+    /// A change came in that both families have to look at.
     pub fn queued(&self) {
-        self.last_queued.set(now());
+        for family in Family::ALL {
+            self.proxy.last_queued.get_or_create(&family.into()).set(now());
+        }
     }
 
-    /// The kernel holds everything that is known.
-    pub fn synced(&self) {
-        self.last_sync.set(now());
+    /// The kernel holds everything that is known of a family.
+    pub fn synced(&self, family: Family) {
+        self.proxy.last_sync.get_or_create(&family.into()).set(now());
+    }
+
+    /// The kernel forwards by endpoints that changed at this time.
+    pub fn programmed(&self, family: Family, changed: SystemTime) {
+        // Another machine's clock told the time: it may be ahead.
+        let took = changed.elapsed().unwrap_or_default();
+        let took = took.as_secs_f64();
+        self.proxy
+            .network_programming
+            .get_or_create(&family.into())
+            .observe(took);
+    }
+
+    /// How many objects are different and wait to be compiled.
+    pub fn objects_pending(&self, pending: Changes) {
+        let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.proxy.services_pending.set(gauge(pending.services));
+        self.proxy.slices_pending.set(gauge(pending.slices));
     }
 
     /// How many objects were different up to now.
     pub fn objects_changed(&self, total: Changes) {
-        let mut counted = self
-            .counted
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.service_changes.inc_by(total.services - counted.services);
-        self.slice_changes.inc_by(total.slices - counted.slices);
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.proxy
+            .service_changes
+            .inc_by(total.services - counted.services);
+        self.proxy.slice_changes.inc_by(total.slices - counted.slices);
         *counted = total;
+    }
+
+    /// The table changed.
+    pub fn compiled(&self, table: &ForwardingTable) {
+        for family in Family::ALL {
+            for side in [TrafficSide::Internal, TrafficSide::External] {
+                let number = table.without_local(family, side);
+                let gauge = self.proxy.without_local.get_or_create(&Policy::new(family, side));
+                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+        }
     }
 
     /// A write to the kernel succeeded.
     pub fn applied(&self, kind: SyncKind, family: Family, took: Duration, report: Report) {
-        let labels = labels(family);
+        let labels = family.into();
         let by_kind = match kind {
-            SyncKind::Full => &self.sync_full,
-            SyncKind::Partial => &self.sync_partial,
+            SyncKind::Full => &self.proxy.sync_full,
+            SyncKind::Partial => &self.proxy.sync_partial,
         };
-        self.sync.get_or_create(&labels).observe(took.as_secs_f64());
+        self.proxy.sync.get_or_create(&labels).observe(took.as_secs_f64());
         by_kind.get_or_create(&labels).observe(took.as_secs_f64());
         self.objects_written
             .get_or_create(&labels)
@@ -255,38 +163,50 @@ impl Metrics {
         self.bytes_written
             .get_or_create(&labels)
             .inc_by(report.bytes as u64);
+        let Some([nat, filter]) = report.iptables else {
+            return;
+        };
+        for (table, rules) in [(TableValue::nat, nat), (TableValue::filter, filter)] {
+            let labels = IptablesTable::new(family, table);
+            let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+            self.proxy
+                .rules_total
+                .get_or_create(&labels)
+                .set(gauge(rules.total));
+            self.proxy
+                .rules_last
+                .get_or_create(&labels)
+                .set(gauge(rules.written));
+        }
     }
 
     /// A write to the kernel failed.
     pub fn failed(&self, kind: SyncKind, family: Family) {
         let failures = match kind {
-            SyncKind::Full => &self.restore_failures,
-            SyncKind::Partial => &self.partial_failures,
+            SyncKind::Full => &self.proxy.restore_failures,
+            SyncKind::Partial => &self.proxy.partial_failures,
         };
-        failures.get_or_create(&labels(family)).inc();
+        failures.get_or_create(&family.into()).inc();
     }
 
     /// A check found the kernel different.
     pub fn drifted(&self, family: Family) {
-        self.drifts.get_or_create(&labels(family)).inc();
+        self.drifts.get_or_create(&family.into()).inc();
     }
 
     /// `/healthz` or `/livez` was answered.
     pub fn probed(&self, livez: bool, code: u16) {
-        let answers = if livez { &self.livez } else { &self.healthz };
+        let answers = if livez {
+            &self.proxy.livez
+        } else {
+            &self.proxy.healthz
+        };
         answers.get_or_create(&Code { code }).inc();
     }
 
     /// A watch of the API server failed and is tried again.
     pub fn watch_failed(&self, kind: Kind) {
-        let kind = match kind {
-            Kind::Services => WatchedKind::Service,
-            Kind::Slices => WatchedKind::EndpointSlice,
-            Kind::Node => WatchedKind::Node,
-            Kind::Assignment => WatchedKind::NodeProxy,
-            Kind::ServiceCidrs => WatchedKind::ServiceCIDR,
-        };
-        self.watch_failures.get_or_create(&Watched { kind }).inc();
+        self.watch_failures.get_or_create(&kind.into()).inc();
     }
 
     /// The status was written, or could not be.
@@ -298,13 +218,13 @@ impl Metrics {
         };
     }
 
-    /// Everything in Prometheus' text format.
+    /// Everything in Prometheus' text format, of the type [`CONTENT_TYPE`].
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
         // Writing to a string cannot fail.
-        let _ = text::encode(&mut out, &self.registry);
-        out
+        let _ = encode(&mut out, &self.registry);
+        text::classic(&out)
     }
 }
 

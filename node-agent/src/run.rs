@@ -101,6 +101,7 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
     let sources = Sources {
         state: state.clone(),
         metrics: Arc::clone(&metrics),
+        log_level: log_level.clone(),
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(server::serve_health(health, sources.clone()));

@@ -8,7 +8,7 @@ pub mod manifests;
 mod objects;
 pub mod rules;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use ipnet::IpNet;
 use pointsman_crds::Settings;
@@ -19,8 +19,13 @@ use pointsman_dataplane::model::{EndpointSlice, Service, ServiceName};
 pub enum Event {
     /// A Service as it is now; none when it is gone or is no proxy's business.
     Service(ServiceName, Parsed<Service>),
-    /// An EndpointSlice as it is now, with the Service that it belongs to; none when it is gone.
-    Slice(SliceName, Parsed<(ServiceName, EndpointSlice)>),
+    /// An EndpointSlice as it is now, with the Service that it belongs to; none when it is gone. And when what it
+    /// tells of happened.
+    Slice(
+        SliceName,
+        Parsed<(ServiceName, EndpointSlice)>,
+        Option<SystemTime>,
+    ),
     /// A ServiceCIDR as it is now: the ranges that ClusterIPs are allocated from.
     ServiceCidr(String, Parsed<Vec<IpNet>>),
     /// The own Node as it is now; none when it does not exist.

@@ -30,6 +30,10 @@ impl Fingerprint {
         fingerprint
     }
 
+    pub(super) fn count(self) -> usize {
+        self.rules as usize
+    }
+
     /// Takes in the next rule.
     fn push(&mut self, rule: &str) {
         let mut hasher = DefaultHasher::new();

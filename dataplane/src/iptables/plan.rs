@@ -7,6 +7,7 @@ use super::names::{Chain, GRACE, JUMPS, Table};
 use super::observe::{Fingerprint, Saved};
 use super::render::{self, Rules, Style};
 use super::restore::{FilterOrder, Plan};
+use crate::backend::IptablesRules;
 use crate::model::{Diff, Family, ForwardingTable, Frontend, Pool, PoolKey};
 
 /// What is remembered of what was written. No rule text: with 10,000 Services that would be 15 MB.
@@ -14,6 +15,8 @@ use crate::model::{Diff, Family, ForwardingTable, Frontend, Pool, PoolKey};
 pub(super) struct State {
     layout: Layout,
     pub(super) fingerprints: HashMap<ChainId, Fingerprint>,
+    /// How many rules those have, in the order of [`Table::ALL`].
+    rules: [usize; 2],
 }
 
 /// The tables' contents, in the order of [`Table::ALL`].
@@ -75,6 +78,8 @@ impl State {
     fn write(&mut self, id: ChainId, rules: &Rules, plan: &mut Plan) {
         let new = Fingerprint::of(rules);
         let old = self.fingerprints.insert(id, new);
+        let count = &mut self.rules[id.0 as usize];
+        *count = (*count + new.count()).saturating_sub(old.map_or(0, Fingerprint::count));
         if old != Some(new) {
             plan.of(id.0).write(id.1, old.is_some(), rules);
         }
@@ -82,7 +87,9 @@ impl State {
 
     /// Plans the removal of a chain, if it is there.
     fn remove(&mut self, id: ChainId, plan: &mut Plan) {
-        if self.fingerprints.remove(&id).is_some() {
+        if let Some(old) = self.fingerprints.remove(&id) {
+            let count = &mut self.rules[id.0 as usize];
+            *count = count.saturating_sub(old.count());
             plan.of(id.0).remove(&id.1.to_string());
         }
     }
@@ -144,7 +151,26 @@ impl State {
         }
         plan.sort();
         let order = plan.careful_order();
-        (Self { layout, fingerprints }, plan, order)
+        let mut rules = [0; 2];
+        for (id, fingerprint) in &fingerprints {
+            rules[id.0 as usize] += fingerprint.count();
+        }
+        let state = Self {
+            layout,
+            fingerprints,
+            rules,
+        };
+        (state, plan, order)
+    }
+
+    /// What a plan writes and what there is after it, by table.
+    pub(super) fn count(&self, plan: &Plan) -> [IptablesRules; 2] {
+        let [nat, filter] = self.rules;
+        [
+            (plan.nat.rules_written(), nat),
+            (plan.filter.rules_written(), filter),
+        ]
+        .map(|(written, total)| IptablesRules { written, total })
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Changes {
     remove: String,
     /// How many chains and rules are written or removed.
     objects: usize,
+    /// How many rules of ours are written.
+    rules_written: usize,
 }
 
 /// A chain that is written.
@@ -65,6 +67,7 @@ impl Changes {
             rules: begin..self.rules.len(),
         });
         self.objects += rules.count() + 1;
+        self.rules_written += rules.count();
     }
 
     /// Removes a chain that nothing refers to after this transaction.
@@ -85,6 +88,11 @@ impl Changes {
     pub(super) fn hook(&mut self, from: &str, rule: &str) {
         line(&mut self.hook, format_args!("-I {from} {rule}"));
         self.objects += 1;
+    }
+
+    /// How many rules of our chains are written.
+    pub(super) fn rules_written(&self) -> usize {
+        self.rules_written
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -214,6 +222,7 @@ impl Plan {
         let report = Report {
             objects: self.nat.objects + self.filter.objects,
             bytes: input.0.iter().map(|piece| piece.len()).sum(),
+            iptables: None,
         };
         Ok(Some((report, input)))
     }

@@ -51,6 +51,10 @@ impl FamilyProxy {
         Ok(self.backend.insert(made))
     }
 
+    pub(super) fn family(&self) -> Family {
+        self.family
+    }
+
     pub(super) fn state(&self) -> FamilyState {
         FamilyState {
             family: self.family,
@@ -117,7 +121,7 @@ impl FamilyProxy {
     }
 
     fn say_written(&self, what: &str, took: Duration, report: Report) {
-        let Report { objects, bytes } = report;
+        let Report { objects, bytes, .. } = report;
         tracing::debug!(family = %self.family, ?took, objects, bytes, "{what}");
     }
 

@@ -3,14 +3,16 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
+    time::SystemTime,
 };
 
 use ipnet::IpNet;
 use pointsman_dataplane::model::{
-    Compiled, Context, Diff, ForwardingTable, NodeFacts, Problem, ServiceName, Settings,
+    Compiled, Context, Diff, Family, ForwardingTable, NodeFacts, Problem, ServiceName, Settings,
 };
 
 use super::service_cidrs::ServiceCidrs;
+use super::triggers::Triggers;
 use crate::index::{Changes, Index};
 use crate::service_health::HealthChecks;
 use crate::source::{Event, Kind, NodeState};
@@ -29,6 +31,7 @@ pub(super) struct Forwarding {
     diff: Diff,
     /// Everything has to be compiled anew: settings or node facts changed.
     recompile: bool,
+    triggers: Triggers,
     problems: BTreeMap<ServiceName, Vec<Problem>>,
     /// Health checks that cannot be answered.
     unserved: Vec<String>,
@@ -44,9 +47,18 @@ impl Forwarding {
                 tracing::debug!(%service, used = parsed.object.is_some(), "a Service changed");
                 self.index.set_service(service, parsed);
             }
-            Event::Slice(slice, parsed) => {
+            Event::Slice(slice, parsed, triggered) => {
                 tracing::debug!(%slice, used = parsed.object.is_some(), "an EndpointSlice changed");
-                self.index.set_slice(slice, parsed);
+                let family = parsed.object.as_ref().map(|(_, slice)| slice.family);
+                let service = self.index.set_slice(slice, parsed);
+                match (service, family, triggered) {
+                    (Some(service), None, _) => self.triggers.forget(&service),
+                    // What the first list tells of may be as old as it likes.
+                    (Some(service), Some(family), Some(at)) if self.listed.contains(&Kind::Slices) => {
+                        self.triggers.note(&service, family, at);
+                    }
+                    _ => {}
+                }
             }
             Event::Node(node) => {
                 tracing::debug!(there = node.is_some(), "the Node changed");
@@ -118,6 +130,7 @@ impl Forwarding {
         self.table = ForwardingTable::default();
         self.diff = Diff::default();
         self.problems.clear();
+        self.triggers.clear();
         self.recompile = true;
         self.checks_changed = true;
     }
@@ -125,6 +138,7 @@ impl Forwarding {
     /// Compiles what changed into the table.
     pub(super) fn update(&mut self) {
         let checks = self.table.health_checks_version();
+        self.triggers.compiled();
         let mut context = Context {
             service_cidrs: self.ranges.clone(),
             ..self.table.context().clone()
@@ -178,6 +192,21 @@ impl Forwarding {
     /// How many objects were different since the agent started.
     pub(super) fn changes(&self) -> Changes {
         self.index.changes
+    }
+
+    /// How many objects are different and not in the table yet.
+    pub(super) fn pending(&self) -> Changes {
+        self.index.pending
+    }
+
+    /// When the changes of endpoints happened that the kernel holds now, as it holds the table.
+    pub(super) fn written(&mut self, family: Family) -> impl Iterator<Item = SystemTime> {
+        self.triggers.written(family)
+    }
+
+    /// Nobody waits for the kernel.
+    pub(super) fn forget_triggers(&mut self) {
+        self.triggers.clear();
     }
 
     /// Whether the Node may get new connections from load balancers.

@@ -97,6 +97,7 @@ struct Agent {
     events: Sender<Event>,
     state: watch::Receiver<State>,
     checks: watch::Receiver<HealthChecks>,
+    metrics: Arc<Metrics>,
     v4: Arc<Mutex<Kernel>>,
     v6: Arc<Mutex<Kernel>>,
     _state_dir: tempfile::TempDir,
@@ -118,13 +119,21 @@ impl Agent {
         let (checks_in, checks) = watch::channel(HealthChecks::default());
         let metrics = Arc::new(Metrics::default());
         let parameters = Parameters::new(std::path::Path::new("/proc/sys"), state_dir.path());
-        let engine = Engine::new(make, parameters, LogLevel::unused(), metrics, state_in, checks_in);
+        let engine = Engine::new(
+            make,
+            parameters,
+            LogLevel::unused(),
+            Arc::clone(&metrics),
+            state_in,
+            checks_in,
+        );
         let (events, receiver) = channel(100);
         tokio::spawn(engine.run(receiver));
         Self {
             events,
             state,
             checks,
+            metrics,
             v4,
             v6,
             _state_dir: state_dir,
@@ -224,13 +233,11 @@ fn endpoints(lasts: &[u8]) -> Event {
         endpoints: lasts.iter().map(endpoint).collect(),
     };
     let owner = ServiceName::new("default", "web");
-    Event::Slice(
-        ServiceName::new("default", "web-1"),
-        Parsed {
-            object: Some((owner, slice)),
-            problems: Vec::new(),
-        },
-    )
+    let parsed = Parsed {
+        object: Some((owner, slice)),
+        problems: Vec::new(),
+    };
+    Event::Slice(ServiceName::new("default", "web-1"), parsed, None)
 }
 
 fn sizes(kernel: &Arc<Mutex<Kernel>>) -> Vec<usize> {
@@ -551,4 +558,64 @@ async fn health_checks_that_cannot_be_answered_are_among_the_problems() {
     assert_eq!(state.problems.1, ["port 31000 is taken"]);
     agent.tell([Event::Unserved(Vec::new())]).await;
     agent.until("no problem", |state| state.problems.0 == 0).await;
+}
+
+/// The value of a sample of the metrics.
+fn sample(agent: &Agent, name: &str) -> Option<f64> {
+    let text = agent.metrics.text();
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[tokio::test]
+async fn the_time_from_a_change_of_endpoints_to_the_kernel_is_counted_once() {
+    let at = |event: Event, at: std::time::SystemTime| match event {
+        Event::Slice(name, parsed, _) => Event::Slice(name, parsed, Some(at)),
+        other => other,
+    };
+    let now = std::time::SystemTime::now;
+    let count = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
+    let mut agent = Agent::start();
+    agent.tell([Event::ListBegins(Kind::Slices)]).await;
+    agent.tell([at(endpoints(&[1, 2]), now())]).await;
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    assert_eq!(
+        sample(&agent, count),
+        None,
+        "the first list is older than the agent"
+    );
+    agent.v4.lock().unwrap().fail_apply = true;
+    agent.v4.lock().unwrap().fail_sync = true;
+    agent.tell([at(endpoints(&[1, 2, 3]), now())]).await;
+    agent
+        .until("IPv4 failed", |state| state.failures().next().is_some())
+        .await;
+    assert_eq!(sample(&agent, count), None, "the kernel does not have it yet");
+    agent.v4.lock().unwrap().fail_sync = false;
+    agent
+        .until("IPv4 works", |state| {
+            state.failures().next().is_none() && state.pending_since.is_none()
+        })
+        .await;
+    assert_eq!(sample(&agent, count), Some(1.0));
+    agent.tell([at(endpoints(&[1, 2, 3]), now())]).await;
+    agent
+        .tell([at(endpoints(&[1]), now() - Duration::from_secs(3600))])
+        .await;
+    agent.tell([endpoints(&[1, 2, 3, 4])]).await;
+    agent
+        .until("four endpoints", |state| {
+            state.endpoints == 4 && state.pending_since.is_none()
+        })
+        .await;
+    assert_eq!(
+        sample(&agent, count),
+        Some(1.0),
+        "no change, one from before the agent, one without a time"
+    );
+    let changes = "kubeproxy_sync_proxy_rules_endpoint_changes";
+    assert_eq!(sample(&agent, &format!("{changes}_pending")), Some(0.0));
+    assert!(sample(&agent, &format!("{changes}_total")) >= Some(4.0));
 }

@@ -49,8 +49,11 @@ pub async fn watch_all(client: Client, node: String, events: Sender<Event>, metr
         troubles.event(
             Kind::Slices,
             heard,
-            |slice: SlimSlice| Event::Slice(slice.name(), slice.parse(&node)),
-            |slice| Event::Slice(slice.name(), Parsed::gone()),
+            |slice: SlimSlice| {
+                let triggered = slice.triggered();
+                Event::Slice(slice.name(), slice.parse(&node), triggered)
+            },
+            |slice| Event::Slice(slice.name(), Parsed::gone(), None),
         )
     });
     let all = events.clone();

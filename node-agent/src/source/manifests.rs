@@ -267,13 +267,12 @@ impl Reader {
             }
             (Id::Service(name), None) => Event::Service(name.clone(), Parsed::gone()),
             (Id::Slice(name), Some(object)) => {
-                let parsed = serde_json::from_value(object).map(|slice: SlimSlice| slice.parse(&self.node));
-                Event::Slice(
-                    name.clone(),
-                    parsed.unwrap_or_else(|error| broken(unusable(error))),
-                )
+                let parsed = serde_json::from_value(object)
+                    .map(|slice: SlimSlice| (slice.triggered(), slice.parse(&self.node)));
+                let (triggered, parsed) = parsed.unwrap_or_else(|error| (None, broken(unusable(error))));
+                Event::Slice(name.clone(), parsed, triggered)
             }
-            (Id::Slice(name), None) => Event::Slice(name.clone(), Parsed::gone()),
+            (Id::Slice(name), None) => Event::Slice(name.clone(), Parsed::gone(), None),
             (Id::Node(name), _) if *name != self.node => return None,
             (Id::Node(_), Some(object)) => match serde_json::from_value(object).map(SlimNode::parse) {
                 Ok(node) => Event::Node(Some(node)),

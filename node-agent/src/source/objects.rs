@@ -32,8 +32,11 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
+/// The annotation of a slice that says when what it tells of happened (KEP: network programming latency SLI).
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// The annotations that are read.
-const ANNOTATIONS: [&str; 1] = [DIRECT_ACCESS_ANNOTATION];
+const ANNOTATIONS: [&str; 2] = [DIRECT_ACCESS_ANNOTATION, TRIGGER_ANNOTATION];
 
 /// Reads metadata without its managed fields, owner references and the annotations that mean nothing here.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
@@ -72,6 +75,10 @@ fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Resu
 
 fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 fn name(metadata: &ObjectMeta) -> ServiceName {

@@ -302,8 +302,9 @@ proptest! {
             // answer to compare that with.
             let yardstick = Some(&before).filter(|_| !diff.context);
             send(&mut kernel, state.change(&table, &diff, STYLE), yardstick, &table);
-            let (fresh, _) = synced(&table);
+            let (fresh, anew) = synced(&table);
             prop_assert_eq!(&kernel, &fresh);
+            prop_assert_eq!(state.rules, anew.rules, "counted as they change");
         }
         // And a sync finds nothing to do.
         let (_, plan, order) = State::sync(&table, kernel.saved(), STYLE);
@@ -401,4 +402,7 @@ fn a_changed_endpoint_is_one_chain() {
         )
     );
     assert_eq!(report.objects, 3);
+    let [nat, filter] = state.count(&plan);
+    assert_eq!((nat.written, filter.written), (2, 0));
+    assert_eq!(nat.total + filter.total, synced(&table).1.rules.iter().sum());
 }

@@ -34,7 +34,8 @@ fn refusals_come_before_and_go_after_translation() {
         report,
         Report {
             objects: 7,
-            bytes: SETTLE.len() + NAT.len()
+            bytes: SETTLE.len() + NAT.len(),
+            iptables: None
         }
     );
 }

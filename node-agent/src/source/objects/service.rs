@@ -9,8 +9,8 @@ use pointsman_dataplane::model::{Service, ServiceName, ServicePort, TrafficPolic
 use serde::Deserialize;
 
 use super::{
-    DIRECT_ACCESS_ANNOTATION, HEADLESS_LABEL, PROXY_NAME_LABEL, address, label, list, metadata, name, port,
-    protocol, range,
+    DIRECT_ACCESS_ANNOTATION, HEADLESS_LABEL, PROXY_NAME_LABEL, address, annotation, label, list, metadata,
+    name, port, protocol, range,
 };
 use crate::source::Parsed;
 
@@ -184,10 +184,7 @@ impl SlimService {
                 parsed
             })
             .collect();
-        let annotations = self.metadata.annotations.as_ref();
-        let direct_access = annotations
-            .and_then(|annotations| annotations.get(DIRECT_ACCESS_ANNOTATION))
-            .is_some_and(|value| value == "true");
+        let direct_access = annotation(&self.metadata, DIRECT_ACCESS_ANNOTATION) == Some("true");
         let created = self
             .metadata
             .creation_timestamp

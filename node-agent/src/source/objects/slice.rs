@@ -1,13 +1,17 @@
 //! EndpointSlices.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use pointsman_dataplane::model::{Endpoint, EndpointPort, EndpointSlice, Family, ServiceName};
 use serde::Deserialize;
 
-use super::{HEADLESS_LABEL, SERVICE_NAME_LABEL, address, label, list, metadata, name, port, protocol};
+use super::{
+    HEADLESS_LABEL, SERVICE_NAME_LABEL, TRIGGER_ANNOTATION, address, annotation, label, list, metadata, name,
+    port, protocol,
+};
 use crate::source::{Parsed, SliceName};
 
 /// What is read of an EndpointSlice.
@@ -68,6 +72,12 @@ struct SlimConditions {
 impl SlimSlice {
     pub(in crate::source) fn name(&self) -> SliceName {
         name(&self.metadata)
+    }
+
+    /// When what it tells of happened, where its controller says so.
+    pub(in crate::source) fn triggered(&self) -> Option<SystemTime> {
+        let time: Timestamp = annotation(&self.metadata, TRIGGER_ANNOTATION)?.parse().ok()?;
+        Some(time.into())
     }
 
     /// What the model is to know, with the Service that it belongs to; `node` is this node's name.
