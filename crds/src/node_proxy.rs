@@ -57,6 +57,13 @@ use crate::settings::Settings;
         priority = 1
     ),
     printcolumn(
+        name = "Direct",
+        type_ = "integer",
+        json_path = ".status.directAccess",
+        description = "Services that ask for direct access to their pods",
+        priority = 1
+    ),
+    printcolumn(
         name = "Message",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Applied\")].message",
@@ -97,6 +104,9 @@ pub struct NodeProxyStatus {
     /// How many endpoints those have, all of the cluster's.
     #[serde(default)]
     pub endpoints: i32,
+    /// How many Services ask for direct access to their pods, so that the node refuses their addresses.
+    #[serde(default)]
+    pub direct_access: i32,
     /// Digest of the forwarding table: nodes with the same digest forward in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,

@@ -196,6 +196,10 @@ pub struct ProxyPolicyStatus {
     /// How many nodes are where.
     #[serde(default)]
     pub nodes: NodeCounts,
+    /// How many Services ask for direct access to their pods, as the policy's nodes report it. All nodes see the same
+    /// Services, so that it is the largest number that one reports.
+    #[serde(default)]
+    pub direct_access: i32,
     /// Ready, Progressing, Degraded, Conflicted, SysctlsApplied.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -160,8 +160,8 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
         );
     }
     let wide = columns(&["get", "nprx", "-o", "wide"])?;
-    assert_eq!(wide[0][9..], ["SYSCTLS", "DRIFTED", "MESSAGE"]);
-    assert_eq!(wide[1][9..11], ["False", "False"]);
+    assert_eq!(wide[0][9..], ["SYSCTLS", "DRIFTED", "DIRECT", "MESSAGE"]);
+    assert_eq!(wide[1][9..12], ["False", "False", "0"]);
     Ok(())
 }
 

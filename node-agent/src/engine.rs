@@ -408,6 +408,7 @@ impl Engine {
             families: self.families.iter().map(FamilyProxy::state).collect(),
             services: self.forwarding.table().service_count(),
             endpoints: self.forwarding.table().endpoint_count(),
+            direct_access: self.forwarding.table().direct_access_count(),
             digest: self.forwarding.table().digest(),
             drift: self.drift.clone(),
             sysctl_failures: self.parameters.failures().to_vec(),

@@ -52,6 +52,7 @@ impl Index {
         self.note_problems(true, &name, parsed.problems);
         let entry = self.services.entry(name.clone()).or_default();
         if entry.service != parsed.object {
+            say_direct_access(entry.service.as_ref(), parsed.object.as_ref());
             entry.service = parsed.object;
             self.changes.services += 1;
             let touched = self.dirty.entry(name.clone()).or_default();
@@ -220,6 +221,20 @@ impl Index {
             }) => compile(service, slices.values(), context),
             _ => Compiled::nothing(name),
         }
+    }
+}
+
+/// A Service whose addresses stop being balanced, or are again, is worth a line.
+fn say_direct_access(before: Option<&Service>, after: Option<&Service>) {
+    let was = before.is_some_and(|service| service.direct_access);
+    match after {
+        Some(service) if service.direct_access && !was => {
+            tracing::info!(service = %service.name, "asks for direct access: its addresses are refused");
+        }
+        Some(service) if !service.direct_access && was => {
+            tracing::info!(service = %service.name, "no longer asks for direct access");
+        }
+        _ => {}
     }
 }
 

@@ -103,6 +103,7 @@ fn differs_in_counts_only(before: &NodeProxyStatus, after: &NodeProxyStatus) -> 
     let without_counts = |status: &NodeProxyStatus| NodeProxyStatus {
         services: 0,
         endpoints: 0,
+        direct_access: 0,
         digest: None,
         ..status.clone()
     };
@@ -124,6 +125,7 @@ pub fn status(state: &State, before: &[Condition], now: Timestamp) -> NodeProxyS
         mode_reason: state.mode.as_ref().and_then(|(_, reason)| reason.clone()),
         services: count(state.services),
         endpoints: count(state.endpoints),
+        direct_access: count(state.direct_access),
         digest: state.is_programmed().then(|| format!("{:032x}", state.digest)),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         kernel_release: nix::sys::utsname::uname()

@@ -26,6 +26,8 @@ pub struct State {
     pub services: usize,
     /// Endpoints in the table.
     pub endpoints: usize,
+    /// Services in the table that ask for direct access.
+    pub direct_access: usize,
     /// Digest of the table.
     pub digest: u128,
     /// What the last check of the kernel found changed by somebody else; repaired since.

@@ -8,6 +8,7 @@
 //! Around them: [`watch`] and [`fleet`] bring the facts in, [`controller`] decides when, [`write`](mod@write) brings
 //! the answers out, [`elector`] holds the Lease, [`server`] tells how it goes.
 
+pub mod announce;
 pub mod args;
 pub mod assignment;
 pub mod controller;

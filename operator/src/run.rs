@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::announce::announce;
 use crate::args::Args;
 use crate::controller::Controller;
 use crate::elector::{Elector, Leading, Lost};
@@ -83,6 +84,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
         Arc::clone(&health),
         Arc::clone(&metrics),
     ));
+    watches.spawn(announce(client.clone(), identity.clone(), leading.clone()));
     let writer = Writer::new(client.clone(), leading.clone(), Arc::clone(&metrics));
     let controller = Controller::new(changes, leading, writer, health, metrics);
     let mut elector = Elector::new(client, &namespace, identity);

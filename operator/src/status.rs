@@ -76,6 +76,12 @@ pub fn status(
         mode: facts.mode(),
         revision: Some(wanted.revision.clone()),
         nodes: facts.counts(),
+        direct_access: share
+            .nodes
+            .iter()
+            .filter_map(|node| Some(node_proxies.get(*node)?.status.direct_access))
+            .max()
+            .unwrap_or(0),
         conditions: conditions::set(before, &observed, policy.metadata.generation, now),
     }
 }

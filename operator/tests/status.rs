@@ -338,3 +338,21 @@ fn kernel_parameters_that_could_not_be_set_are_told_and_their_nodes_ready_all_th
     let status = status_of(std::slice::from_ref(&chosen), &[Some(healthy(&chosen))]);
     assert!(said(&status, "SysctlsApplied").starts_with("True NoFailures"));
 }
+
+#[test]
+fn services_with_direct_access_are_counted_as_the_nodes_report_them() {
+    let policy = policy("p", &json!({"nodeSelector": {"matchLabels": {"pool": "big"}}}));
+    let reporting = |number: i32| {
+        let mut proxy = healthy(&policy);
+        proxy.status.direct_access = number;
+        Some(proxy)
+    };
+    let nodes = [reporting(2), reporting(3), None];
+    let policies = std::slice::from_ref(&policy);
+    assert_eq!(
+        status_of(policies, &nodes).direct_access,
+        3,
+        "all see the same Services, some later"
+    );
+    assert_eq!(status_of(policies, &[None]).direct_access, 0);
+}
