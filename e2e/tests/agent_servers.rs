@@ -77,8 +77,9 @@ fn mode_settings_and_metrics_are_served_to_the_node_itself() -> Result<()> {
     for name in [
         "kubeproxy_sync_proxy_rules_duration_seconds_bucket{",
         "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
-        "kubeproxy_sync_proxy_rules_last_timestamp_seconds ",
-        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds ",
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} ",
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"} ",
+        "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv4\",table=\"nat\"} ",
         "kubeproxy_sync_proxy_rules_service_changes_total ",
         "pointsman_agent_kernel_objects_written_total{ip_family=\"IPv4\"} ",
         "pointsman_agent_kernel_bytes_written_total{ip_family=\"IPv4\"} ",
@@ -94,6 +95,7 @@ fn mode_settings_and_metrics_are_served_to_the_node_itself() -> Result<()> {
         ensure!(agent.metric(partial, "ip_family=\"IPv4\"")? > 0.0);
         Ok(())
     })?;
+    ensure!(agent.metrics("/debug/flags/v")? == (200, "2\n".to_owned()));
     // Health is for load balancers, metrics are for the node: kube-proxy's defaults.
     let outside = site.outside.namespace();
     ensure!(http::get(outside, site.node.addresses().at_v4(10256), "/healthz")?.0 == 200);
