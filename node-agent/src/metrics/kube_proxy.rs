@@ -19,10 +19,10 @@ fn sync_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
-/// 0.25 s to 5 min.
+/// 0.25 s to 5 min, and 0, which kube-proxy has, too.
 fn programming_buckets() -> Histogram {
     let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
-    Histogram::new([0.25, 0.5].into_iter().chain(seconds.map(f64::from)))
+    Histogram::new([0.0, 0.25, 0.5].into_iter().chain(seconds.map(f64::from)))
 }
 
 #[derive(Debug)]
