@@ -1,3 +1,4 @@
 //! Netlink: what the kernel tells of itself, as bytes, and what they mean.
 
+pub mod message;
 pub mod ruleset;
