@@ -16,7 +16,7 @@ pub use compile::{Compiled, HealthCheck, compile};
 pub use context::{Context, DetectLocal, LocalTraffic, NodeFacts, NodePortAddresses, Settings};
 pub use frontend::{
     Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
-    TrafficSide,
+    PortKey, TrafficSide,
 };
 pub use input::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TrafficPolicy};
 pub use names::{Family, Protocol, ServiceName, ServicePortName};

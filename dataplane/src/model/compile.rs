@@ -2,20 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use super::context::Context;
-use super::endpoints::{Candidates, impossible};
+use super::endpoints::{Candidates, existing, impossible};
 use super::frontend::{
     Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
-    TrafficSide,
+    PortKey, TrafficSide,
 };
 use super::input::{EndpointSlice, Service, ServicePort, TrafficPolicy};
-use super::names::{Family, ServiceName, ServicePortName};
+use super::names::{Family, Protocol, ServiceName, ServicePortName};
 use super::problem::Problem;
 
 /// What a Service means on this node.
@@ -29,6 +29,10 @@ pub struct Compiled {
     pub frontends: Vec<(FrontendKey, Frontend)>,
     /// The pools that those use; none is empty, no key twice.
     pub pools: Vec<(PoolKey, Pool)>,
+    /// The addresses that slices name for its TCP ports, in whatever condition, sorted: an endpoint that terminates
+    /// leaves the pools, and its connections go on until it is gone from here. Only with
+    /// [`super::Settings::reset_removed`].
+    pub existing: Vec<(PortKey, Arc<[SocketAddr]>)>,
     /// Its ClusterIPs, those apart that the policy leaves alone. What is addressed to one of them and to no frontend
     /// is refused.
     pub cluster_ips: Vec<IpAddr>,
@@ -65,7 +69,7 @@ pub struct HealthCheck {
 
 /// Turns a Service into what it means on this node. Pure; the order of `slices` does not matter.
 ///
-/// Of the context only this counts: excluded ranges, `masqueradeAll`, the node's InternalIPs and its zone.
+/// Of the context only this counts: excluded ranges, `masqueradeAll`, `reset_removed`, the node's InternalIPs and its zone.
 #[must_use]
 pub fn compile<'a>(
     service: &Service,
@@ -109,6 +113,14 @@ pub fn compile<'a>(
                 .entry(family)
                 .or_default()
                 .extend(candidates.local_ready());
+            if context.settings.reset_removed && port.protocol == Protocol::Tcp {
+                let key = PortKey {
+                    owner: Arc::clone(&owner),
+                    family,
+                };
+                let addresses = existing(&owner, family, slices.clone());
+                compiled.existing.push((key, addresses));
+            }
             let place = Place {
                 service,
                 port,

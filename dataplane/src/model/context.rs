@@ -20,6 +20,8 @@ pub struct Settings {
     /// Whether forwarded packets that conntrack calls invalid go on. Dropped otherwise: an answer out of window would
     /// leave untranslated, and the client would reset the connection (kubernetes/kubernetes#74839).
     pub accept_invalid: bool,
+    /// Whether TCP connections end whose endpoint is gone; only then [`super::Compiled::existing`] is filled in.
+    pub reset_removed: bool,
 }
 
 /// How pod traffic is told from other traffic.

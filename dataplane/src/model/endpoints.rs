@@ -2,8 +2,9 @@
 //! `CategorizeEndpoints`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 
 use super::frontend::PoolEndpoint;
@@ -42,20 +43,8 @@ impl Candidates {
         zone: Option<&str>,
     ) -> Self {
         let mut found = Self::default();
-        for slice in slices.into_iter().filter(|slice| slice.family == family) {
-            let named = slice
-                .ports
-                .iter()
-                .filter(|port| port.name == owner.port && port.protocol == owner.protocol);
-            for port in named {
-                for endpoint in slice.endpoints.iter().filter(|e| impossible(e, family).is_none()) {
-                    found
-                        .0
-                        .entry(SocketAddr::new(endpoint.address, port.port))
-                        .or_default()
-                        .take_in(endpoint, zone);
-                }
-            }
+        for (address, endpoint) in named(owner, family, slices) {
+            found.0.entry(address).or_default().take_in(endpoint, zone);
         }
         found.0.retain(|_, it| it.ready || it.terminating);
         found
@@ -124,6 +113,35 @@ impl Candidate {
             self.meant[ZONE] |= zones.iter().any(|for_zone| Some(&**for_zone) == zone);
         }
     }
+}
+
+/// All that slices name for a Service port, in whatever condition.
+fn named<'a>(
+    owner: &ServicePortName,
+    family: Family,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> impl Iterator<Item = (SocketAddr, &'a Endpoint)> {
+    let slices = slices.into_iter().filter(move |slice| slice.family == family);
+    slices.flat_map(move |slice| {
+        let ports = slice.ports.iter();
+        let ports = ports.filter(|port| port.name == owner.port && port.protocol == owner.protocol);
+        ports.flat_map(move |port| {
+            let endpoints = slice.endpoints.iter();
+            endpoints
+                .filter(move |endpoint| impossible(endpoint, family).is_none())
+                .map(|endpoint| (SocketAddr::new(endpoint.address, port.port), endpoint))
+        })
+    })
+}
+
+/// The addresses of all that slices name for a Service port, also of those that get no connections any more, sorted.
+pub(super) fn existing<'a>(
+    owner: &ServicePortName,
+    family: Family,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> Arc<[SocketAddr]> {
+    let addresses: BTreeSet<_> = named(owner, family, slices).map(|(address, _)| address).collect();
+    addresses.into_iter().collect()
 }
 
 /// Why this can be no endpoint, by the rules that the API server validates slices with (`ValidateNonSpecialIP`) and

@@ -160,6 +160,15 @@ pub struct PoolKey {
     pub policy: TrafficPolicy,
 }
 
+/// Names a Service port in one family.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey {
+    /// The Service port.
+    pub owner: Arc<ServicePortName>,
+    /// The family.
+    pub family: Family,
+}
+
 /// Endpoints that share the connections of one or more frontends. Sorted by address, without duplicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {

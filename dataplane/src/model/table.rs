@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::compile::{Compiled, HealthCheck};
 use super::context::Context;
-use super::frontend::{Action, Frontend, FrontendKey, FrontendKind, Pool, PoolKey, TrafficSide};
+use super::frontend::{Action, Frontend, FrontendKey, FrontendKind, Pool, PoolKey, PortKey, TrafficSide};
 use super::names::{Family, ServiceName};
 
 /// Everything that a node forwards.
@@ -26,6 +26,7 @@ pub struct ForwardingTable {
     /// Claims to a key in `frontends` that lost to the frontend there.
     outranked: HashMap<FrontendKey, Vec<Frontend>>,
     pools: HashMap<PoolKey, Arc<Pool>>,
+    existing: HashMap<PortKey, Arc<[SocketAddr]>>,
     /// ClusterIPs, each with how many Services have it: more than one only while one is going and another coming.
     cluster_ips: HashMap<IpAddr, usize>,
     /// Apart from the Services, so that looking at all of them costs as much as there are.
@@ -43,6 +44,7 @@ struct Known {
     created: i64,
     keys: Vec<FrontendKey>,
     pools: Vec<PoolKey>,
+    existing: Vec<PortKey>,
     cluster_ips: Vec<IpAddr>,
     health_checks: Vec<(Family, HealthCheck)>,
     without_local: Vec<(Family, TrafficSide)>,
@@ -74,6 +76,9 @@ pub struct Diff {
     pub frontends: BTreeMap<FrontendKey, Change<Frontend>>,
     /// Pools that differ.
     pub pools: BTreeMap<PoolKey, Change<Arc<Pool>>>,
+    /// Service ports whose slices name other addresses than before ([`super::Compiled::existing`]). Means nothing to
+    /// new connections.
+    pub existing: BTreeMap<PortKey, Change<Arc<[SocketAddr]>>>,
     /// ClusterIPs that came or went ([`ForwardingTable::cluster_ips`]).
     pub cluster_ips: BTreeMap<IpAddr, Change<()>>,
 }
@@ -82,7 +87,11 @@ impl Diff {
     /// Whether nothing differs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.context && self.frontends.is_empty() && self.pools.is_empty() && self.cluster_ips.is_empty()
+        !self.context
+            && self.frontends.is_empty()
+            && self.pools.is_empty()
+            && self.existing.is_empty()
+            && self.cluster_ips.is_empty()
     }
 }
 
@@ -144,6 +153,23 @@ impl ForwardingTable {
     /// All pools, in no order.
     pub fn pools(&self) -> impl Iterator<Item = (&PoolKey, &Arc<Pool>)> {
         self.pools.iter()
+    }
+
+    /// The frontends that a Service has, in no order.
+    pub fn frontends_of(&self, service: &ServiceName) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
+        let keys = self.services.get(service).map(|known| known.keys.as_slice());
+        let frontends = keys
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|key| self.frontends.get_key_value(key));
+        frontends.filter(move |(_, frontend)| frontend.owner.service == *service)
+    }
+
+    /// The addresses that slices name for a TCP port, sorted; none when it is not known
+    /// ([`super::Settings::reset_removed`]).
+    #[must_use]
+    pub fn existing(&self, key: &PortKey) -> Option<&Arc<[SocketAddr]>> {
+        self.existing.get(key)
     }
 
     /// The ClusterIPs of all Services, those apart that the policy leaves alone, in no order. What is addressed to one
@@ -213,6 +239,7 @@ impl ForwardingTable {
             created,
             frontends,
             pools,
+            existing,
             cluster_ips,
             health_checks,
             without_local,
@@ -223,6 +250,7 @@ impl ForwardingTable {
             created,
             keys: frontends.iter().map(|(key, _)| *key).collect(),
             pools: pools.iter().map(|(key, _)| key.clone()).collect(),
+            existing: existing.iter().map(|(key, _)| key.clone()).collect(),
             cluster_ips,
             health_checks,
             without_local,
@@ -245,6 +273,16 @@ impl ForwardingTable {
         }
         for key in gone {
             self.put_pool(key, None, diff);
+        }
+        for key in old.existing {
+            if existing.iter().all(|(new, _)| *new != key) {
+                let before = self.existing.remove(&key);
+                note(&mut diff.existing, key, before, None);
+            }
+        }
+        for (key, addresses) in existing {
+            let before = self.existing.insert(key.clone(), Arc::clone(&addresses));
+            note(&mut diff.existing, key, before, Some(addresses));
         }
         for key in old.keys {
             if frontends.iter().all(|(new, _)| *new != key) {

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, port, ready, service, slice};
-use crate::model::{Endpoint, Protocol, Settings};
+use crate::model::{Diff, Endpoint, ForwardingTable, Protocol, Settings};
 
 fn endpoints(compiled: &Compiled) -> Vec<String> {
     compiled
@@ -502,4 +502,53 @@ proptest! {
             prop_assert!(pool.endpoints.is_sorted() && !pool.endpoints.is_empty());
         }
     }
+#[test]
+fn an_endpoint_exists_as_long_as_a_slice_names_it() {
+    let mut context = context();
+    let mut web = service("web", &["10.96.0.1"]);
+    web.ports.push(port("dns", Protocol::Udp, 53));
+    let mut terminating = ready("10.0.1.2");
+    terminating.ready = false;
+    terminating.serving = false;
+    terminating.terminating = true;
+    let mut slice = slice(&["10.0.1.1"]);
+    slice.endpoints.push(terminating);
+    let off = compile(&web, [&slice], &context);
+    assert!(off.existing.is_empty(), "nobody asked for it");
+
+    context.settings.reset_removed = true;
+    let on = compile(&web, [&slice, &slice], &context);
+    assert_eq!(on.existing.len(), 1, "only TCP has it");
+    let addresses: Vec<_> = on.existing[0].1.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.0.1.1:8080", "10.0.1.2:8080"]);
+    assert_eq!(on.pools[0].1.endpoints.len(), 1);
+
+    let mut table = ForwardingTable::default();
+    table.set(on, &mut Diff::default());
+    slice.endpoints.truncate(1);
+    let mut diff = Diff::default();
+    table.set(compile(&web, [&slice], &context), &mut diff);
+    assert!(diff.pools.is_empty() && diff.frontends.is_empty() && !diff.is_empty());
+    assert_eq!(
+        diff.existing
+            .values()
+            .next()
+            .unwrap()
+            .after
+            .as_ref()
+            .unwrap()
+            .len(),
+        1
+    );
+    // Without any, it is known that there is none; not so when the Service is gone.
+    slice.endpoints.clear();
+    table.set(compile(&web, [&slice], &context), &mut diff);
+    let key = diff.existing.keys().next().unwrap().clone();
+    assert_eq!(table.existing(&key).map(|addresses| addresses.len()), Some(0));
+    table.remove(&web.name, &mut diff);
+    assert_eq!(table.existing(&key), None);
+    // Direct access stops balancing, and ends nothing.
+    web.direct_access = true;
+    let direct = compile(&web, [&crate::model::testing::slice(&["10.0.1.1"])], &context);
+    assert_eq!(direct.existing[0].1.len(), 1);
 }
