@@ -49,7 +49,8 @@ pub struct Entry {
     pub status: u32,
     /// The zone of the original direction; 0 unless rules or a bridge put the packet into another one.
     pub zone: u16,
-    /// Tells this connection from a later one with the same addresses.
+    /// Tells this connection from a later one with the same addresses, unless that one took over its memory
+    /// (`nf_ct_get_id`).
     pub id: u32,
 }
 
