@@ -1,7 +1,7 @@
 //! What a change of the table means for entries: which frontends to compare them with.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -73,7 +73,7 @@ impl Review {
         for family in Family::ALL {
             let answering = table.context().node_port_addresses(family);
             let known = answered.get(&family).map(Vec::as_slice).unwrap_or_default();
-            review.node_ports(table, family, known, &answering);
+            review.node_ports(now, family, known, &answering);
         }
         review
     }
@@ -123,88 +123,67 @@ impl Review {
         self.put(key, Subject { allowed, suspect });
     }
 
-    /// Adds what NodePorts need: the addresses that they answer on, and, where a frontend with an address of its own
-    /// comes before a NodePort on the same address and port, or did so until now, what holds there.
-    fn node_ports(
-        &mut self,
-        table: &ForwardingTable,
-        family: Family,
-        answered: &[IpAddr],
-        answering: &[IpAddr],
-    ) {
-        let now = View {
-            table,
-            diff: &Diff::default(),
-            before: false,
-        };
-        if answered != answering {
-            let gone = answered.iter().filter(|address| !answering.contains(address));
-            self.node_addresses.extend(gone.map(|address| (*address, false)));
+    /// Adds what NodePorts need: the addresses that they answer on, or did, and who comes before or after them. A
+    /// frontend with an address of its own comes before a NodePort on the same address and port.
+    fn node_ports(&mut self, now: View<'_>, family: Family, answered: &[IpAddr], answering: &[IpAddr]) {
+        let table = now.table;
+        let addresses = answered.iter().chain(answering);
+        let addresses: BTreeSet<IpAddr> = addresses.copied().collect();
+        let mut needed = answered != answering;
+        if needed {
             let all = table.frontends().filter(|(key, _)| {
-                key.family == family
-                    && key.destination == Destination::NodePort
-                    && key.protocol == Protocol::Udp
+                let concerned = match key.destination {
+                    Destination::NodePort => true,
+                    Destination::Address(address) => addresses.contains(&address),
+                };
+                key.family == family && key.protocol == Protocol::Udp && concerned
             });
             for (key, frontend) in all {
                 let allowed = now.udp(Some(frontend));
-                self.put(
-                    *key,
-                    Subject {
-                        allowed,
-                        suspect: true,
-                    },
-                );
+                let suspect = true;
+                self.put(*key, Subject { allowed, suspect });
             }
         }
-        let keys: Vec<_> = self
-            .subjects
-            .keys()
-            .filter(|key| key.family == family)
-            .copied()
-            .collect();
-        for key in keys {
+        let of_family = self.subjects.keys().filter(|key| key.family == family);
+        for key in of_family.copied().collect::<Vec<_>>() {
             match key.destination {
                 Destination::NodePort => {
-                    self.node_addresses
-                        .extend(answering.iter().map(|address| (*address, true)));
-                    for &address in answering {
-                        let shadow = FrontendKey {
+                    needed = true;
+                    for &address in &addresses {
+                        let own = FrontendKey {
                             destination: Destination::Address(address),
                             ..key
                         };
-                        if let Some(frontend) = table
-                            .frontend(&shadow)
-                            .filter(|_| !self.subjects.contains_key(&shadow))
-                        {
-                            let allowed = now.of(&shadow, Some(frontend));
-                            self.put(
-                                shadow,
-                                Subject {
-                                    allowed,
-                                    suspect: false,
-                                },
-                            );
+                        let frontend = table.frontend(&own);
+                        if frontend.is_some() && !self.subjects.contains_key(&own) {
+                            let allowed = now.of(&own, frontend);
+                            let suspect = false;
+                            self.put(own, Subject { allowed, suspect });
                         }
                     }
                 }
                 Destination::Address(address) => {
-                    let port = FrontendKey {
-                        destination: Destination::NodePort,
-                        ..key
-                    };
-                    let uncovered = table.frontend(&key).is_none() && answering.contains(&address);
-                    if let Some(frontend) = table.frontend(&port).filter(|_| uncovered) {
-                        let allowed = now.of(&port, Some(frontend));
-                        self.put(
-                            key,
-                            Subject {
-                                allowed,
-                                suspect: true,
-                            },
-                        );
+                    if addresses.contains(&address) && table.frontend(&key).is_none() {
+                        needed = true;
+                        let port = FrontendKey {
+                            destination: Destination::NodePort,
+                            ..key
+                        };
+                        let (allowed, suspect) = (now.of(&port, table.frontend(&port)), true);
+                        self.put(port, Subject { allowed, suspect });
+                    } else if addresses.contains(&address) && now.is_new(&key) {
+                        // Until now the NodePort had the packets.
+                        let suspect = true;
+                        let allowed = now.of(&key, table.frontend(&key));
+                        self.put(key, Subject { allowed, suspect });
                     }
                 }
             }
+        }
+        if needed {
+            let known = addresses.into_iter();
+            self.node_addresses
+                .extend(known.map(|address| (address, answering.contains(&address))));
         }
     }
 }
@@ -225,6 +204,13 @@ impl View<'_> {
         }
     }
 
+    fn is_new(&self, key: &FrontendKey) -> bool {
+        self.diff
+            .frontends
+            .get(key)
+            .is_some_and(|change| change.before.is_none())
+    }
+
     fn of(&self, key: &FrontendKey, frontend: Option<&Frontend>) -> Allowed {
         match key.protocol {
             Protocol::Udp => self.udp(frontend),
@@ -235,7 +221,7 @@ impl View<'_> {
 
     fn udp(&self, frontend: Option<&Frontend>) -> Allowed {
         let Some(frontend) = frontend else {
-            return Allowed::Nobody;
+            return Allowed::Gone;
         };
         let mut pools = frontend.action.pools().map(|key| self.pool(key));
         match [pools.next().flatten(), pools.next().flatten()] {

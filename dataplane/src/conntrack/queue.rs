@@ -47,7 +47,7 @@ impl Queue {
         for (key, subject) in &mut self.due.subjects {
             if key.family == family && !all.subjects.contains_key(key) {
                 let allowed = match key.protocol {
-                    Protocol::Udp => Allowed::Nobody,
+                    Protocol::Udp => Allowed::Gone,
                     Protocol::Tcp | Protocol::Sctp => Allowed::Anybody,
                 };
                 *subject = Subject {

@@ -17,8 +17,10 @@ pub enum Allowed {
     /// To an endpoint of these pools, and nowhere else: a datagram that is not translated went astray before the
     /// frontend had endpoints.
     Pools([Option<Arc<Pool>>; 2]),
-    /// Nowhere: the frontend is gone, refuses or drops. What is not translated is none of a proxy's business.
+    /// Nowhere: the frontend refuses or drops. What is not translated is none of a proxy's business.
     Nobody,
+    /// Nowhere: the frontend is gone. If NodePorts answer on its address, the one of the same number has its packets.
+    Gone,
     /// To whatever still exists, in whatever condition; sorted.
     Existing(Arc<[SocketAddr]>),
     /// Anywhere.
@@ -30,7 +32,7 @@ impl Allowed {
         let target = entry.reply.source;
         match self {
             Self::Pools(pools) => pools.iter().flatten().any(|pool| has(pool, target)),
-            Self::Nobody => !entry.is_translated(),
+            Self::Nobody | Self::Gone => !entry.is_translated(),
             Self::Existing(addresses) => !entry.is_translated() || addresses.binary_search(&target).is_ok(),
             Self::Anybody => true,
         }
@@ -39,7 +41,7 @@ impl Allowed {
     /// Whether everything that `before` allowed is allowed: then nothing has become stale.
     pub(super) fn covers(&self, before: &Self) -> bool {
         match (self, before) {
-            (Self::Anybody, _) | (Self::Nobody, Self::Nobody) => true,
+            (Self::Anybody, _) | (Self::Nobody | Self::Gone, Self::Nobody | Self::Gone) => true,
             (Self::Pools(now), Self::Pools(before)) => before.iter().flatten().all(|before| {
                 now.iter().flatten().any(|now| Arc::ptr_eq(now, before))
                     || before
@@ -105,7 +107,8 @@ impl Review {
         }
         match self.find(entry) {
             Some((subject, true)) => !subject.allowed.fits(entry),
-            Some((_, false)) => !Allowed::Nobody.fits(entry),
+            // Gone, for this address. TCP connections of frontends that are gone go on.
+            Some((_, false)) => entry.protocol == Protocol::Udp && entry.is_translated(),
             None => self.is_orphan(entry),
         }
     }
@@ -125,12 +128,15 @@ impl Review {
             port: destination.port(),
         };
         let by_address = key(Destination::Address(destination.ip()));
-        if self.subjects.contains_key(&by_address) {
+        let own = self.subjects.get(&by_address);
+        if own.is_some_and(|subject| subject.allowed != Allowed::Gone) {
             return Some((by_address, true));
         }
         let by_port = key(Destination::NodePort);
-        let answers = *self.node_addresses.get(&destination.ip())?;
-        self.subjects.contains_key(&by_port).then_some((by_port, answers))
+        match self.node_addresses.get(&destination.ip()) {
+            Some(answers) if self.subjects.contains_key(&by_port) => Some((by_port, *answers)),
+            _ => own.map(|_| (by_address, true)),
+        }
     }
 
     /// Whether a Service that is gone left this entry behind, as far as that can be told when all frontends are known
