@@ -95,7 +95,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`; absent means true.
     pub ready: bool,
-    /// `conditions.serving`; absent means the same as ready.
+    /// `conditions.serving`; absent means true.
     pub serving: bool,
     /// `conditions.terminating`; absent means false.
     pub terminating: bool,

@@ -121,13 +121,12 @@ impl SlimSlice {
                 ));
                 continue;
             };
-            let ready = entry.conditions.ready.unwrap_or(true);
             let hints = entry.hints.unwrap_or_default();
             let for_nodes = hints.for_nodes.iter().any(|hint| hint.name == node);
             endpoints.push(Endpoint {
                 address,
-                ready,
-                serving: entry.conditions.serving.unwrap_or(ready),
+                ready: entry.conditions.ready.unwrap_or(true),
+                serving: entry.conditions.serving.unwrap_or(true),
                 terminating: entry.conditions.terminating.unwrap_or(false),
                 local: entry.node_name.as_deref() == Some(node),
                 for_nodes: (!hints.for_nodes.is_empty()).then_some(for_nodes),

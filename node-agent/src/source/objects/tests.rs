@@ -91,6 +91,7 @@ fn a_slice_is_read_with_its_conditions() {
             {"addresses": ["10.0.1.1", "10.0.1.9"], "nodeName": "node-1"},
             {"addresses": ["10.0.1.2"], "conditions": {"ready": false, "serving": true, "terminating": true}},
             {"addresses": ["10.0.1.3"], "conditions": {"ready": null}, "nodeName": "node-2"},
+            {"addresses": ["10.0.1.4"], "conditions": {"ready": false, "terminating": true}},
             {"addresses": ["999.0.0.1"]}, {"addresses": []}
         ]
     }));
@@ -107,7 +108,8 @@ fn a_slice_is_read_with_its_conditions() {
         [
             (true, true, false, true),
             (false, true, true, false),
-            (true, true, false, false)
+            (true, true, false, false),
+            (false, true, true, false)
         ]
     );
     assert!(parsed.problems[0].contains("999.0.0.1") && parsed.problems.len() == 1);
