@@ -6,7 +6,8 @@
 //! - [`traffic`] holds the servers and clients that say whether packets go where they should.
 //! - [`Agent`] and [`Operator`] are Pointsman's programs; [`Installation`] is its charts, with programs that use
 //!   the chart's service accounts; [`Cluster`] is all of it on some nodes, with a Service.
-//! - [`Peer`] is kube-proxy, the program that Pointsman is compared with.
+//! - [`Peer`] is kube-proxy, the program that Pointsman is compared with; [`differential`] does that with random
+//!   clusters.
 //!
 //! Nothing outlives the test process, however it ends: namespaces have no names and vanish with the last
 //! process in them, and every child dies with its parent (see [`mod@process`]).
@@ -32,6 +33,7 @@ mod carrier;
 pub mod certificates;
 pub mod cluster;
 pub mod control_plane;
+pub mod differential;
 pub mod external;
 pub mod http;
 pub mod installation;

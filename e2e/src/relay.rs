@@ -18,9 +18,11 @@ use anyhow::{Context, Result};
 
 use crate::Netns;
 
-/// A listening loopback port; closed when dropped.
+/// A listening port; closed when dropped.
 #[derive(Debug)]
 pub struct Relay {
+    /// Where it listens; none is this process' own namespace.
+    from: Option<Netns>,
     address: SocketAddr,
     closed: Arc<AtomicBool>,
 }
@@ -32,7 +34,26 @@ impl Relay {
     /// When no port can be opened.
     pub fn start(namespace: &Netns, target: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("opening a loopback port")?;
-        let address = listener.local_addr().context("asking for the loopback port")?;
+        Self::serve(None, listener, namespace, target)
+    }
+
+    /// Listens at an address of another namespace: so hosts of two fabrics reach one API server.
+    ///
+    /// # Errors
+    /// When the port cannot be opened there.
+    pub fn between(from: &Netns, at: SocketAddr, namespace: &Netns, target: SocketAddr) -> Result<Self> {
+        let listener = from.run(|| TcpListener::bind(at))?;
+        let listener = listener.with_context(|| format!("opening {at}"))?;
+        Self::serve(Some(from.clone()), listener, namespace, target)
+    }
+
+    fn serve(
+        from: Option<Netns>,
+        listener: TcpListener,
+        namespace: &Netns,
+        target: SocketAddr,
+    ) -> Result<Self> {
+        let address = listener.local_addr().context("asking for the listening port")?;
         let closed = Arc::new(AtomicBool::new(false));
         let (namespace, stop) = (namespace.clone(), Arc::clone(&closed));
         thread::spawn(move || {
@@ -46,7 +67,11 @@ impl Relay {
                 }
             }
         });
-        Ok(Self { address, closed })
+        Ok(Self {
+            from,
+            address,
+            closed,
+        })
     }
 
     /// The port to connect to.
@@ -60,7 +85,11 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.closed.store(true, Ordering::Relaxed);
         // Wakes the listening thread, which then sees that it is over.
-        let _ = TcpStream::connect(self.address);
+        let wake = || drop(TcpStream::connect(self.address));
+        match &self.from {
+            Some(namespace) => drop(namespace.run(wake)),
+            None => wake(),
+        }
     }
 }
 

@@ -4,22 +4,26 @@
 //! client knows which endpoint it reached and which source address arrived there.
 
 mod client;
+mod crowd;
 mod flood;
 mod held;
 mod outcome;
 mod server;
 mod socket;
 mod tally;
+mod volley;
 
 pub use client::Client;
+pub use crowd::Crowd;
 pub use flood::Flood;
 pub use held::{Held, UdpFlow};
 pub use outcome::{Answer, Outcome};
 pub use server::{Server, serve};
 pub use tally::Tally;
+pub use volley::{Shot, volley};
 
 /// The protocol of a server or of an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP.
     Tcp,

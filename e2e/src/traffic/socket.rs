@@ -21,18 +21,7 @@ pub(super) fn connect(
     target: SocketAddr,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
-    let socket = bound(source, target, Type::STREAM)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&target.into()) {
-        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
-        _ => {}
-    }
-    // Between namespaces a SYN is answered while connect() still owns the socket. An ICMP error that arrives
-    // then is kept as a soft one only (tcp_v4_err, tcp_v6_err) and connect() goes on to wait for the next SYN's,
-    // a second later. SO_ERROR tells the soft error too.
-    if let Some(error) = socket.take_error()? {
-        return Err(error);
-    }
+    let socket = begin_connect(source, target)?;
     let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
     let limit = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
     if poll(&mut wanted, limit)? == 0 {
@@ -47,15 +36,33 @@ pub(super) fn connect(
     }
 }
 
+/// Begins to connect; the socket does not block.
+pub(super) fn begin_connect(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<Socket> {
+    let socket = bound(source, target, Type::STREAM)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
+        _ => {}
+    }
+    // Between namespaces a SYN is answered while connect() still owns the socket. An ICMP error that arrives
+    // then is kept as a soft one only (tcp_v4_err, tcp_v6_err) and connect() goes on to wait for the next SYN's,
+    // a second later. SO_ERROR tells the soft error too.
+    match socket.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(socket),
+    }
+}
+
 /// A UDP socket that sends to `target` and waits `timeout` for an answer.
 pub(super) fn datagrams(
     source: Option<SocketAddr>,
     target: SocketAddr,
     timeout: Duration,
 ) -> io::Result<UdpSocket> {
-    let socket = bound(source, target, Type::DGRAM)?;
-    if source.is_none() {
-        bind_to_fresh_port(&socket, target)?;
+    let fixed = source.filter(|source| source.port() != 0);
+    let socket = bound(fixed, target, Type::DGRAM)?;
+    if fixed.is_none() {
+        bind_to_fresh_port(&socket, source, target)?;
     }
     // Without it UDP hides the errors that might pass, network unreachable among them (udp_err in the kernel).
     match target {
@@ -71,12 +78,13 @@ pub(super) fn datagrams(
 /// Takes source ports in turn. The kernel would draw them by lot, and now and then two attempts would draw the same
 /// one: the second belongs to the conntrack entry of the first, for the half minute that this lives, and goes where
 /// that went, whatever the rules say by then.
-fn bind_to_fresh_port(socket: &Socket, target: SocketAddr) -> io::Result<()> {
+fn bind_to_fresh_port(socket: &Socket, source: Option<SocketAddr>, target: SocketAddr) -> io::Result<()> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
+    let any = source.map_or(any, |source| source.ip());
     let mut attempts = 0;
     loop {
         let port = 16_384 + NEXT.fetch_add(1, Ordering::Relaxed) % 49_152;

@@ -1,0 +1,161 @@
+//! The differences that are meant, all of them, each with its reason.
+
+use std::collections::BTreeMap;
+
+use super::{
+    packets::{Claim, Question, Sender, claims, owner_of_vip},
+    seen::{Failure, Seen},
+    world::{Endpoint, Family, Place, Port, World},
+};
+use crate::{control_plane::SERVICE_CIDRS, peer::PeerMode};
+
+/// A difference between both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Difference<'a> {
+    /// What the API server held.
+    pub world: &'a World,
+    /// What was asked.
+    pub question: Question,
+    /// What Pointsman did.
+    pub ours: &'a Seen,
+    /// What kube-proxy did.
+    pub theirs: &'a Seen,
+    /// The mode of kube-proxy.
+    pub mode: PeerMode,
+}
+
+/// A kind of difference that is meant.
+#[derive(Debug)]
+pub struct Intended {
+    /// A few words.
+    pub name: &'static str,
+    /// Why it is meant.
+    pub reason: &'static str,
+    applies: fn(&Difference<'_>) -> bool,
+}
+
+/// All of them.
+pub const INTENDED: &[Intended] = &[
+    Intended {
+        name: "undefined port of a ClusterIP",
+        reason: "kube-proxy in iptables mode lets the packet go on to wherever the node's routes lead; Pointsman refuses it \
+                 in every mode, as kube-proxy in nftables mode does, so that a client learns at once",
+        applies: |it| {
+            it.mode == PeerMode::Iptables
+                && owner_of_vip(it.world, it.question.target.ip()).is_some()
+                && it.claims().is_empty()
+                && it.ours.is_only(&Failure::Refused)
+                && it.theirs.is_only(&Failure::Unreachable)
+        },
+    },
+    Intended {
+        name: "ClusterIP that no Service has",
+        reason: "kube-proxy in iptables mode lets the packet go on; Pointsman drops it in every mode, as kube-proxy in \
+                 nftables mode does, where the cluster's ServiceCIDRs are known",
+        applies: |it| {
+            let target = it.question.target.ip();
+            let ranges = SERVICE_CIDRS
+                .iter()
+                .filter_map(|range| range.parse::<ipnet::IpNet>().ok());
+            it.mode == PeerMode::Iptables
+                && ranges.into_iter().any(|range| range.contains(&target))
+                && owner_of_vip(it.world, target).is_none()
+                && it.claims().is_empty()
+                && it.ours.is_only(&Failure::Dropped)
+                && it.theirs.is_only(&Failure::Unreachable)
+        },
+    },
+    Intended {
+        name: "the node itself to an external address without endpoints",
+        reason: "kube-proxy in iptables mode refuses these in INPUT and FORWARD only, so that what the node sends goes \
+                 out unrefused; Pointsman refuses it as it refuses everybody's, as kube-proxy in nftables mode does",
+        applies: |it| {
+            let claims = it.claims();
+            it.mode == PeerMode::Iptables
+                && it.question.sender == Sender::Node
+                && !claims.is_empty()
+                && claims
+                    .iter()
+                    .all(|(_, claim)| matches!(claim, Claim::External | Claim::Ingress))
+                && it.ours.is_only(&Failure::Refused)
+                && it.theirs.is_only(&Failure::Unreachable)
+        },
+    },
+    Intended {
+        name: "address and port of several Services",
+        reason: "who gets what several Services claim depends on the order of kube-proxy's rules, which follows names; \
+                 Pointsman has an order that nobody can take an address over with: ClusterIP and node port, load \
+                 balancer IP, external IP, then the older Service",
+        applies: |it| {
+            let mut slots: Vec<u8> = it.claims().iter().map(|(slot, _)| *slot).collect();
+            slots.sort_unstable();
+            slots.dedup();
+            slots.len() > 1
+        },
+    },
+    Intended {
+        name: "an endpoint that two slices tell different things of",
+        reason: "kube-proxy believes one of them, by the order of a Go map where both or none terminate; to Pointsman what \
+                 one of them says is true, so that an endpoint that moves between slices does not flap",
+        applies: |it| {
+            let mut ports = it.claimed_ports();
+            ports.any(|(slot, name)| it.has_contradiction(slot, name))
+        },
+    },
+];
+
+impl Difference<'_> {
+    fn claims(&self) -> Vec<(u8, Claim)> {
+        claims(self.world, self.question.protocol, self.question.target)
+    }
+
+    /// The ports of Services that have what was asked for.
+    fn claimed_ports(&self) -> impl Iterator<Item = (u8, &'static str)> {
+        let (protocol, target) = (self.question.protocol, self.question.target);
+        self.claims().into_iter().filter_map(move |(slot, claim)| {
+            let service = self.world.services.get(&slot)?;
+            let has = |port: &&Port| {
+                let number = match claim {
+                    Claim::NodePort => service.node_port(port),
+                    _ => Some(port.port),
+                };
+                port.protocol == protocol && number == Some(target.port())
+            };
+            Some((slot, service.ports.iter().find(has)?.name))
+        })
+    }
+
+    /// Whether two slices have an endpoint of a Service's port in common, and do not say the same of it.
+    fn has_contradiction(&self, slot: u8, name: &str) -> bool {
+        let mut said: BTreeMap<(Place, u16), &Endpoint> = BTreeMap::new();
+        let slices = self.world.slices.range((slot, 0)..=(slot, u8::MAX));
+        let slices = slices.filter(|(_, slice)| slice.family == self.family() && !slice.headless);
+        let mut contradicts = false;
+        for (_, slice) in slices {
+            let protocol = self.question.protocol;
+            let ports = slice
+                .ports
+                .iter()
+                .filter(|port| (port.0, port.1) == (name, protocol));
+            for (.., number) in ports {
+                for endpoint in &slice.endpoints {
+                    let before = said.insert((endpoint.place, *number), endpoint);
+                    contradicts |= before.is_some_and(|before| before != endpoint);
+                }
+            }
+        }
+        contradicts
+    }
+
+    /// Which of the intended ones it is.
+    #[must_use]
+    pub fn intended(&self) -> Option<&'static Intended> {
+        INTENDED.iter().find(|it| (it.applies)(self))
+    }
+
+    /// The family of the packet.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.question.target.ip())
+    }
+}
