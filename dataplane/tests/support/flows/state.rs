@@ -207,6 +207,7 @@ impl State {
                 masquerade_all: settings.masquerade_all,
                 node_port_addresses,
                 accept_invalid: false,
+                reset_removed: false,
             },
             node: NodeFacts {
                 internal_ips: match &self.node.internal_ips {
