@@ -502,6 +502,8 @@ proptest! {
             prop_assert!(pool.endpoints.is_sorted() && !pool.endpoints.is_empty());
         }
     }
+}
+
 #[test]
 fn an_endpoint_exists_as_long_as_a_slice_names_it() {
     let mut context = context();

@@ -380,7 +380,7 @@ fn conditions_of_endpoints_that_come_and_go() {
         (endpoint.ready, endpoint.serving, endpoint.terminating)
     };
     assert_eq!(conditions(json!({})), (true, true, false));
-    assert_eq!(conditions(json!({"ready": false})), (false, false, false));
+    assert_eq!(conditions(json!({"ready": false})), (false, true, false));
     // publishNotReadyAddresses: the slice says ready, whatever the pod is.
     assert_eq!(
         conditions(json!({"ready": true, "serving": false, "terminating": true})),
