@@ -189,14 +189,16 @@ pub(in crate::model) fn any_context() -> impl Strategy<Value = Context> {
         detect_local,
         any::<bool>(),
         subsequence(choices, 0..=2),
+        any::<bool>(),
     )
         .prop_map(
-            |(exclude_cidrs, detect_local, masquerade_all, node_port_addresses)| Settings {
+            |(exclude_cidrs, detect_local, masquerade_all, node_port_addresses, reset_removed)| Settings {
                 exclude_cidrs,
                 detect_local,
                 masquerade_all,
                 node_port_addresses,
                 accept_invalid: false,
+                reset_removed,
             },
         );
     let node = (

@@ -388,7 +388,7 @@ fn conditions_of_endpoints_that_come_and_go() {
     );
     assert_eq!(
         conditions(json!({"ready": false, "serving": null, "terminating": true})),
-        (false, false, true)
+        (false, true, true)
     );
 }
 
