@@ -112,7 +112,13 @@ fn an_agent_writes_its_own_status_and_nothing_else(cluster: &Cluster<'_>) -> Res
     assert!(said.to_lowercase().contains("forbidden"), "{said}");
 
     // What it has to read, and what else there would be to read.
-    for readable in ["services", "endpointslices", "nodes", "nodeproxies"] {
+    for readable in [
+        "services",
+        "endpointslices",
+        "servicecidrs",
+        "nodes",
+        "nodeproxies",
+    ] {
         run(&["get", readable, "--all-namespaces"])?;
     }
     for unreadable in [
@@ -135,6 +141,7 @@ fn an_agent_writes_its_own_status_and_nothing_else(cluster: &Cluster<'_>) -> Res
         ("patch", "nodes/status"),
         ("create", "pods"),
         ("patch", "services"),
+        ("create", "events.events.k8s.io"),
         ("create", "serviceaccounts/token"),
         ("patch", "daemonsets.apps"),
         ("impersonate", "users"),
@@ -183,15 +190,17 @@ fn the_operator_reads_no_secrets(cluster: &Cluster<'_>) -> Result<()> {
         "secrets",
         "configmaps",
         "pods",
-        "services",
         "endpointslices",
         "serviceaccounts",
+        "events.events.k8s.io",
     ] {
         let said = refused(cluster, &operator, &["get", unreadable, "--all-namespaces"], "")?;
         assert!(said.contains("is forbidden"), "{unreadable}: {said}");
     }
     for (verb, resource) in [
         ("patch", "nodes"),
+        ("patch", "services"),
+        ("delete", "events.events.k8s.io"),
         ("patch", "proxypolicies"),
         ("delete", "proxypolicies"),
         ("patch", "nodeproxies/status"),
