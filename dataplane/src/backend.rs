@@ -69,6 +69,9 @@ pub struct Observed {
     pub differences: Vec<String>,
     /// Differences beyond those that are spelled out.
     pub more: usize,
+    /// How many packets were dropped since the rule for them was written, because conntrack calls them invalid
+    /// ([`crate::model::Settings::accept_invalid`]); none where there is no such rule or it is not counted.
+    pub invalid_dropped: Option<u64>,
 }
 
 impl Observed {

@@ -102,7 +102,7 @@ impl Iptables {
 
     fn read(&self, table: Table) -> Result<Saved, Error> {
         let mut saved = Saved::default();
-        self.programs.save(table, |line| saved.read(line))?;
+        self.programs.save(table, false, |line| saved.read(line))?;
         Ok(saved)
     }
 
@@ -147,12 +147,15 @@ impl Backend for Iptables {
     fn observe(&mut self) -> Result<Observed, Error> {
         match &self.state {
             Some(state) => {
-                let saved = [self.read(Table::Nat)?, self.read(Table::Filter)?];
+                let mut filter = Saved::default();
+                self.programs
+                    .save(Table::Filter, true, |line| filter.read(line))?;
+                let saved = [self.read(Table::Nat)?, filter];
                 Ok(compare(&state.fingerprints, saved))
             }
             None => Ok(Observed {
                 differences: vec!["nothing was written yet, or the last attempt failed".to_owned()],
-                more: 0,
+                ..Observed::default()
             }),
         }
     }

@@ -200,7 +200,8 @@ fn shapes(text: &str) -> BTreeMap<String, Shape> {
 }
 
 /// The metrics of kube-proxy that the agent has as well (docs/operations.md).
-const OURS: [&str; 15] = [
+const OURS: [&str; 16] = [
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
     "kubeproxy_network_programming_duration_seconds",
     "kubeproxy_proxy_healthz_total",
     "kubeproxy_proxy_livez_total",

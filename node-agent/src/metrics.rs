@@ -35,6 +35,8 @@ pub struct Metrics {
     registry: Registry,
     proxy: KubeProxyMetrics,
     counted: Mutex<Changes>,
+    /// What the kernel's counters of invalid packets said last, by family.
+    invalid_seen: Mutex<[u64; 2]>,
     objects_written: Labelled<IpFamily, Counter>,
     bytes_written: Labelled<IpFamily, Counter>,
     drifts: Labelled<IpFamily, Counter>,
@@ -49,6 +51,7 @@ impl Default for Metrics {
             registry: Registry::default(),
             proxy: KubeProxyMetrics::default(),
             counted: Mutex::default(),
+            invalid_seen: Mutex::default(),
             objects_written: Labelled::default(),
             bytes_written: Labelled::default(),
             drifts: Labelled::default(),
@@ -194,6 +197,18 @@ impl Metrics {
         self.drifts.get_or_create(&family.into()).inc();
     }
 
+    /// How many invalid packets the kernel's rule has dropped by now. It begins anew with the rule.
+    pub fn invalid_dropped(&self, family: Family, packets: u64) {
+        let mut seen = self.invalid_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = match family {
+            Family::V4 => &mut seen[0],
+            Family::V6 => &mut seen[1],
+        };
+        let more = packets.checked_sub(*seen).unwrap_or(packets);
+        *seen = packets;
+        self.proxy.invalid_dropped.inc_by(more);
+    }
+
     /// `/healthz` or `/livez` was answered.
     pub fn probed(&self, livez: bool, code: u16) {
         let answers = if livez {
@@ -232,4 +247,25 @@ fn now() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_of_the_kernel_that_begins_anew_does_not_make_ours_smaller() {
+        let metrics = Metrics::default();
+        let count = |family, packets| {
+            metrics.invalid_dropped(family, packets);
+            metrics.proxy.invalid_dropped.get()
+        };
+        assert_eq!(count(Family::V4, 5), 5);
+        assert_eq!(count(Family::V6, 2), 7);
+        assert_eq!(count(Family::V4, 8), 10);
+        assert_eq!(count(Family::V4, 8), 10);
+        assert_eq!(count(Family::V4, 1), 11, "the rule was written anew");
+        let name = "kubeproxy_iptables_ct_state_invalid_dropped_packets_total 11\n";
+        assert!(metrics.text().contains(name));
+    }
 }

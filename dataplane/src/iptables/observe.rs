@@ -8,7 +8,7 @@ use std::{
 
 use super::layout::ChainId;
 use super::names::{COMMENT, JUMPS, PREFIX, Table};
-use super::render::Rules;
+use super::render::{INVALID, Rules};
 use crate::backend::Observed;
 
 /// How many differences are spelled out.
@@ -61,6 +61,8 @@ pub(super) struct Saved {
     hooks: BTreeMap<String, Vec<Hook>>,
     /// Chains that jump to kube-proxy's, as far as read.
     kube_proxy: Vec<String>,
+    /// How many packets [`INVALID`] dropped, when it is there and counters are.
+    invalid_dropped: Option<u64>,
 }
 
 impl Saved {
@@ -74,6 +76,9 @@ impl Saved {
         } else if let Some((chain, rule)) = rule_of(line) {
             if chain.starts_with(PREFIX) {
                 let rule = normalise(rule);
+                if rule == INVALID {
+                    self.invalid_dropped = packets(line);
+                }
                 if let Some(fingerprint) = self.chains.get_mut(chain) {
                     fingerprint.push(&rule);
                 } else {
@@ -130,6 +135,7 @@ fn wanted_hooks(table: Table, chain: &str) -> impl Iterator<Item = &'static str>
 
 /// What differs between what was written and what the kernel holds.
 pub(super) fn compare(wanted: &HashMap<ChainId, Fingerprint>, mut saved: [Saved; 2]) -> Observed {
+    let invalid_dropped = saved[Table::Filter as usize].invalid_dropped;
     let mut differences = Vec::new();
     for (&(of, chain), wanted) in wanted {
         let table = of.as_str();
@@ -162,7 +168,17 @@ pub(super) fn compare(wanted: &HashMap<ChainId, Fingerprint>, mut saved: [Saved;
     differences.sort_unstable();
     let more = differences.len().saturating_sub(SPELLED_OUT);
     differences.truncate(SPELLED_OUT);
-    Observed { differences, more }
+    Observed {
+        differences,
+        more,
+        invalid_dropped,
+    }
+}
+
+/// The packets of a rule's counters: `[3:180] -A ...`.
+fn packets(line: &str) -> Option<u64> {
+    let (packets, _) = line.strip_prefix('[')?.split_once(':')?;
+    packets.parse().ok()
 }
 
 /// The chain and the rest of an `-A` line, with or without counters in front.

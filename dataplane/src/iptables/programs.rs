@@ -126,9 +126,12 @@ impl Programs {
     }
 
     /// Reads a table line by line.
-    pub(super) fn save(&self, table: Table, line: impl FnMut(&str)) -> Result<(), Error> {
+    pub(super) fn save(&self, table: Table, counters: bool, line: impl FnMut(&str)) -> Result<(), Error> {
         let mut command = self.command(&self.save);
         command.args(["-t", table.as_str()]);
+        if counters {
+            command.arg("-c");
+        }
         run(command, &self.save, self.time_limit, &[], line)
     }
 }

@@ -340,13 +340,16 @@ fn postrouting(random_fully: bool, rules: &mut Rules) {
     rules.push(format_args!("-j MASQUERADE{random_fully}"));
 }
 
+/// The rule that drops what conntrack calls invalid.
+pub(super) const INVALID: &str = "-m conntrack --ctstate INVALID -j DROP";
+
 /// As kube-proxy's KUBE-FORWARD, but accepting only what this node translated.
 fn forward(accept_invalid: bool, rules: &mut Rules) {
     rules.push(format_args!(
         "-m conntrack --ctstate RELATED,ESTABLISHED -m conntrack --ctstate DNAT -j ACCEPT"
     ));
     if !accept_invalid {
-        rules.push(format_args!("-m conntrack --ctstate INVALID -j DROP"));
+        rules.push(format_args!("{INVALID}"));
     }
     rules.push(format_args!("-m mark --mark 0x4000/0x4000 -j ACCEPT"));
 }

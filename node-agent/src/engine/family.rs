@@ -151,7 +151,15 @@ impl FamilyProxy {
         if self.needs_sync {
             return None;
         }
-        match self.backend().and_then(|backend| backend.observe()) {
+        let observed = self.backend().and_then(|backend| backend.observe());
+        if let Some(packets) = observed
+            .as_ref()
+            .ok()
+            .and_then(|observed| observed.invalid_dropped)
+        {
+            metrics.invalid_dropped(self.family, packets);
+        }
+        match observed {
             Ok(observed) if observed.is_clean() => {
                 tracing::debug!(family = %self.family, "the kernel holds what was meant");
                 None

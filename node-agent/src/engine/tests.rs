@@ -83,7 +83,10 @@ impl Backend for Recorder {
         } else {
             Vec::new()
         };
-        Ok(Observed { differences, more: 0 })
+        Ok(Observed {
+            differences,
+            ..Observed::default()
+        })
     }
     fn teardown(&mut self) -> Result<(), Error> {
         let mut kernel = self.kernel.lock().unwrap();

@@ -42,6 +42,7 @@ pub(super) struct KubeProxyMetrics {
     pub(super) restore_failures: Labelled<IpFamily, Counter>,
     pub(super) partial_failures: Labelled<IpFamily, Counter>,
     pub(super) without_local: Labelled<Policy, Gauge>,
+    pub(super) invalid_dropped: Counter,
     pub(super) healthz: Labelled<Code, Counter>,
     pub(super) livez: Labelled<Code, Counter>,
 }
@@ -64,6 +65,7 @@ impl Default for KubeProxyMetrics {
             restore_failures: Labelled::default(),
             partial_failures: Labelled::default(),
             without_local: Labelled::default(),
+            invalid_dropped: Counter::default(),
             healthz: Labelled::default(),
             livez: Labelled::default(),
         }
@@ -154,6 +156,11 @@ impl KubeProxyMetrics {
             "sync_proxy_rules_no_local_endpoints_total",
             "Service ports with a Local traffic policy that have endpoints, but none on this node",
             self.without_local.clone(),
+        );
+        proxy.register(
+            "iptables_ct_state_invalid_dropped_packets",
+            "Packets that were dropped because conntrack calls them invalid, as of the last slow check",
+            self.invalid_dropped.clone(),
         );
         proxy.register(
             "proxy_healthz",

@@ -180,3 +180,6 @@ fn assignment(proxy: DeserializeGuard<NodeProxy>) -> Event {
         settings: proxy.spec.settings,
     })))
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,7 +75,7 @@ fn much_output_of_both_kinds_does_not_block() {
     };
     let mut lines = 0;
     programs
-        .save(Table::Nat, |line| lines += usize::from(line == "y"))
+        .save(Table::Nat, false, |line| lines += usize::from(line == "y"))
         .unwrap();
     assert_eq!(lines, 150_000);
 }
