@@ -361,12 +361,8 @@ fn services_of_others_produce_nothing(variant: IptablesVariant) -> Result<()> {
             plain("other-proxy", 13).label("service.kubernetes.io/service-proxy-name", "somebody"),
         ),
         (
-            "no-proxy",
-            plain("no-proxy", 14).label("service.kubernetes.io/headless", ""),
-        ),
-        (
             "pending",
-            plain("pending", 15)
+            plain("pending", 14)
                 .set("clusterIP", "")
                 .set("clusterIPs", json!([])),
         ),
@@ -386,7 +382,7 @@ fn services_of_others_produce_nothing(variant: IptablesVariant) -> Result<()> {
     for target in at(16, Protocol::Tcp) {
         expect_answers(&site.pod_client(), Protocol::Tcp, target, &["web-1"])?;
     }
-    for number in 11..=15 {
+    for number in 11..=14 {
         for target in at(number, Protocol::Tcp) {
             expect(&site.pod_client(), Protocol::Tcp, target, &Outcome::Unreachable)?;
         }

@@ -25,7 +25,7 @@ pub async fn watch_all(client: Client, node: String, events: Sender<Event>, metr
         metrics,
     };
     let strategy = list_strategy(&client).await;
-    let services = Config::default().labels(&format!("!{PROXY_NAME_LABEL},!{HEADLESS_LABEL}"));
+    let services = Config::default().labels(&format!("!{PROXY_NAME_LABEL}"));
     let slices = Config::default().labels(&format!("!{HEADLESS_LABEL}"));
     let own = Config::default().fields(&format!("metadata.name={node}"));
 

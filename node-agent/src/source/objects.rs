@@ -24,7 +24,7 @@ pub(super) use slice::SlimSlice;
 
 /// The label of a Service that another proxy is to serve.
 pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// The label of a Service or slice that no proxy is to serve.
+/// The label of a slice that no proxy is to use. On a Service it means nothing: there `clusterIP: None` does.
 pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// The annotation of a Service whose clients go to its pods directly.
 const DIRECT_ACCESS_ANNOTATION: &str = "networking.alpha.kubernetes.io/direct-access";

@@ -9,8 +9,7 @@ use pointsman_dataplane::model::{Service, ServiceName, ServicePort, TrafficPolic
 use serde::Deserialize;
 
 use super::{
-    DIRECT_ACCESS_ANNOTATION, HEADLESS_LABEL, PROXY_NAME_LABEL, address, annotation, label, list, metadata,
-    name, port, protocol, range,
+    DIRECT_ACCESS_ANNOTATION, PROXY_NAME_LABEL, address, annotation, label, list, metadata, name, port, protocol, range,
 };
 use crate::source::Parsed;
 
@@ -102,7 +101,6 @@ impl SlimService {
     pub(in crate::source) fn parse(self) -> Parsed<Service> {
         let spec = self.spec;
         let none_of_ours = label(&self.metadata, PROXY_NAME_LABEL).is_some()
-            || label(&self.metadata, HEADLESS_LABEL).is_some()
             || spec.type_.as_deref() == Some("ExternalName")
             || spec.cluster_ip.as_deref() == Some("None");
         if none_of_ours {

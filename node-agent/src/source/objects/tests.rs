@@ -59,13 +59,19 @@ fn services_that_no_proxy_serves_are_nothing() {
             "/metadata/labels",
             json!({"service.kubernetes.io/service-proxy-name": "other"}),
         ),
-        ("/metadata/labels", json!({"service.kubernetes.io/headless": ""})),
     ] {
         let mut object = web();
         let (parent, field) = path.rsplit_once('/').unwrap();
         object.pointer_mut(parent).unwrap()[field] = value;
         assert_eq!(service(object), Parsed::gone(), "{path}");
     }
+}
+
+#[test]
+fn the_headless_label_is_for_slices_only() {
+    let mut object = web();
+    object["metadata"]["labels"] = json!({"service.kubernetes.io/headless": ""});
+    assert_eq!(service(object).object, service(web()).object);
 }
 
 #[test]
