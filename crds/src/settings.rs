@@ -114,6 +114,11 @@ pub struct Conntrack {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2_147_483))]
     pub udp_stream_timeout_seconds: Option<i32>,
+    /// Whether TCP connections through a Service are reset when their endpoint is gone: when no EndpointSlice names it
+    /// any more, in whatever condition. Otherwise they go on, and a client that waits for an endpoint that is no more
+    /// waits for its own timeouts. Default false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_removed_endpoints: Option<bool>,
 }
 
 /// Everything that an agent needs to know of a policy, nothing left to a default.

@@ -30,7 +30,7 @@ fn a_policy_that_uses_every_field_is_accepted() {
         "detectLocal": {"mode": "ClusterCIDR", "clusterCIDRs": ["10.244.0.0/16"]},
         "masqueradeAll": true, "nodePortAddresses": ["Primary", "192.168.0.0/16"],
         "minSyncPeriodMilliseconds": 100, "syncPeriodSeconds": 10,
-        "conntrack": {"maxPerCore": 32768, "min": 131_072, "tcpEstablishedTimeoutSeconds": 86400},
+        "conntrack": {"maxPerCore": 32768, "min": 131_072, "tcpEstablishedTimeoutSeconds": 86400, "resetRemovedEndpoints": true},
         "sysctls": {"net.netfilter.nf_conntrack_max": "1048576"}, "logVerbosity": 4
     });
     assert_eq!(verdict(spec), Ok(()));

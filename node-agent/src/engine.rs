@@ -14,11 +14,12 @@ use std::{
 
 use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error};
+use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::model::Family;
 use tokio::sync::{mpsc::Receiver, watch};
 
 use crate::logging::LogLevel;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SyncKind};
 use crate::service_health::HealthChecks;
 use crate::settings;
 use crate::source::{Assignment, Event, Kind};
@@ -54,6 +55,7 @@ pub struct Engine {
     active: Option<Arc<Assignment>>,
     families: Vec<FamilyProxy>,
     parameters: Parameters,
+    cleaner: Cleaner,
     make_backend: MakeBackend,
     log_level: LogLevel,
     metrics: Arc<Metrics>,
@@ -95,6 +97,7 @@ impl Engine {
     pub fn new(
         make_backend: MakeBackend,
         parameters: Parameters,
+        cleaner: Cleaner,
         log_level: LogLevel,
         metrics: Arc<Metrics>,
         state: watch::Sender<State>,
@@ -107,6 +110,7 @@ impl Engine {
             active: None,
             families: Vec::new(),
             parameters,
+            cleaner,
             make_backend,
             log_level,
             metrics,
@@ -319,6 +323,7 @@ impl Engine {
             self.timers.teardown_at = Some(now + TEARDOWN_RETRY);
         }
         self.parameters.restore();
+        self.cleaner.forget();
         self.forwarding.clear();
     }
 
@@ -326,8 +331,15 @@ impl Engine {
     fn write(&mut self, now: Instant) {
         if self.forwarding.has_diff() || self.families.iter().any(|family| family.is_due(now)) {
             let diff = self.forwarding.take_diff();
+            let table = self.forwarding.table();
+            self.cleaner.changing(table, &diff);
             for family in &mut self.families {
-                family.write(self.forwarding.table(), &diff, now, &self.metrics);
+                match family.write(table, &diff, now, &self.metrics) {
+                    Some(SyncKind::Partial) => self.cleaner.written(family.family()),
+                    Some(SyncKind::Full) => self.forwarding.compare_all(&self.cleaner, family.family()),
+                    // What is not in the kernel yet waits for the sync that makes up for it.
+                    None => {}
+                }
             }
             self.timers.last_sync = Some(Instant::now());
         }
@@ -351,7 +363,12 @@ impl Engine {
         let began = Instant::now();
         let mut found = Vec::new();
         for family in &mut self.families {
-            found.extend(family.check(self.forwarding.table(), &self.metrics));
+            let different = family.check(self.forwarding.table(), &self.metrics);
+            if different.is_some() && family.is_settled() {
+                // Packets met other rules for a while.
+                self.forwarding.compare_all(&self.cleaner, family.family());
+            }
+            found.extend(different);
         }
         let by = self
             .touched_by

@@ -1,6 +1,7 @@
 //! Services and their slices, compact, and which Services an event made different.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 
 use pointsman_dataplane::model::{Compiled, Context, EndpointSlice, Service, ServiceName, compile};
 
@@ -180,6 +181,14 @@ impl Index {
     #[must_use]
     pub fn has_changes(&self) -> bool {
         !self.dirty.is_empty()
+    }
+
+    /// The endpoints that slices name for Services that are not known here, or are no matter of a proxy's: headless
+    /// ones, and those that another proxy looks after.
+    pub fn foreign_endpoints(&self) -> impl Iterator<Item = IpAddr> {
+        let foreign = self.services.values().filter(|entry| entry.service.is_none());
+        let slices = foreign.flat_map(|entry| entry.slices.values());
+        slices.flat_map(|slice| slice.endpoints.iter().map(|endpoint| endpoint.address))
     }
 
     /// What is wrong with objects, as their sources told it.

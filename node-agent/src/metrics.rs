@@ -1,5 +1,6 @@
 //! What the agent counts, under kube-proxy's names where it means the same, so that dashboards go on working.
 
+mod conntrack;
 mod kube_proxy;
 mod labels;
 mod text;
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_dataplane::backend::Report;
+use pointsman_dataplane::conntrack::Cleaned;
 use pointsman_dataplane::model::{Family, ForwardingTable, TrafficSide};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -43,6 +45,7 @@ pub struct Metrics {
     watch_failures: Labelled<Watched, Counter>,
     status_writes: Counter,
     status_failures: Counter,
+    conntrack: conntrack::ConntrackMetrics,
 }
 
 impl Default for Metrics {
@@ -58,6 +61,7 @@ impl Default for Metrics {
             watch_failures: Labelled::default(),
             status_writes: Counter::default(),
             status_failures: Counter::default(),
+            conntrack: conntrack::ConntrackMetrics::default(),
         };
         metrics.register();
         metrics
@@ -67,6 +71,7 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         self.proxy.register(&mut self.registry);
+        self.conntrack.register(&mut self.registry);
         let own = self.registry.sub_registry_with_prefix("pointsman_agent");
         own.register(
             "kernel_objects_written",
@@ -222,6 +227,11 @@ impl Metrics {
     /// A watch of the API server failed and is tried again.
     pub fn watch_failed(&self, kind: Kind) {
         self.watch_failures.get_or_create(&kind.into()).inc();
+    }
+
+    /// A walk over the connection entries is over.
+    pub fn cleaned(&self, cleaned: &Cleaned) {
+        self.conntrack.cleaned(cleaned);
     }
 
     /// The status was written, or could not be.

@@ -1,7 +1,8 @@
 //! Puts the parts together.
 //!
 //! This thread runs watches, reports and servers on a single-threaded runtime. The engine has its own, because
-//! writing to the kernel blocks, and so has the one that hears of changed rules.
+//! writing to the kernel blocks, and so have the one that hears of changed rules and the one that deletes stale
+//! connection entries.
 
 use std::{fs, sync::Arc, thread, time::Duration};
 
@@ -9,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use pointsman_api_client::connect;
 use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error};
+use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::iptables::{Iptables, Programs};
 use pointsman_dataplane::model::Family;
 use tokio::runtime;
@@ -150,9 +152,16 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
     }
 
     let parameters = Parameters::new(&args.proc_sys, &args.state_dir);
+    let (cleaner, worker) = Cleaner::new();
+    let counted = Arc::clone(&metrics);
+    thread::Builder::new()
+        .name("conntrack".to_owned())
+        .spawn(move || worker.run(|cleaned| counted.cleaned(cleaned)))
+        .context("starting the thread that deletes stale connection entries")?;
     let engine = Engine::new(
         Arc::new(backend),
         parameters,
+        cleaner,
         log_level,
         metrics,
         state_in,

@@ -63,7 +63,7 @@ pub fn forwarding(settings: &api::Settings) -> Result<model::Settings, SettingsE
         masquerade_all: settings.masquerade_all,
         node_port_addresses,
         accept_invalid: settings.conntrack.tcp_be_liberal.unwrap_or(false),
-        reset_removed: false,
+        reset_removed: settings.conntrack.reset_removed_endpoints.unwrap_or(false),
     })
 }
 

@@ -76,9 +76,15 @@ impl FamilyProxy {
         matches!(self.outcome, Outcome::Applied | Outcome::Unneeded(_))
     }
 
-    /// Brings the kernel to the table. A failed change is followed by a full sync at once; when that fails as
-    /// well, it is tried again after a pause that grows.
-    pub(super) fn write(&mut self, table: &ForwardingTable, diff: &Diff, now: Instant, metrics: &Metrics) {
+    /// Brings the kernel to the table, and says how much it wrote, if it did. A failed change is followed by a full
+    /// sync at once; when that fails as well, it is tried again after a pause that grows.
+    pub(super) fn write(
+        &mut self,
+        table: &ForwardingTable,
+        diff: &Diff,
+        now: Instant,
+        metrics: &Metrics,
+    ) -> Option<SyncKind> {
         if !self.needs_sync {
             let began = Instant::now();
             match self.backend().and_then(|backend| backend.apply(table, diff)) {
@@ -86,7 +92,7 @@ impl FamilyProxy {
                     metrics.applied(SyncKind::Partial, self.family, began.elapsed(), report);
                     self.say_written("the changes are in the kernel", began.elapsed(), report);
                     self.outcome = Outcome::Applied;
-                    return;
+                    return Some(SyncKind::Partial);
                 }
                 Err(error) => {
                     metrics.failed(SyncKind::Partial, self.family);
@@ -95,12 +101,12 @@ impl FamilyProxy {
                 }
             }
         }
-        if self.is_due(now) {
-            self.sync(table, metrics);
-        }
+        let synced = self.is_due(now) && self.sync(table, metrics);
+        synced.then_some(SyncKind::Full)
     }
 
-    fn sync(&mut self, table: &ForwardingTable, metrics: &Metrics) {
+    /// Writes everything; false when the kernel did not take it.
+    fn sync(&mut self, table: &ForwardingTable, metrics: &Metrics) -> bool {
         let began = Instant::now();
         match self.backend().and_then(|backend| backend.sync(table)) {
             Ok(report) => {
@@ -112,10 +118,12 @@ impl FamilyProxy {
                 self.outcome = Outcome::Applied;
                 self.needs_sync = false;
                 self.retry = None;
+                true
             }
             Err(error) => {
                 metrics.failed(SyncKind::Full, self.family);
                 self.fail(&error, table);
+                false
             }
         }
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::model::{
     Compiled, Context, Diff, Family, ForwardingTable, NodeFacts, Problem, ServiceName, Settings,
 };
@@ -187,6 +188,11 @@ impl Forwarding {
     /// What changed in the table since this was last asked.
     pub(super) fn take_diff(&mut self) -> Diff {
         std::mem::take(&mut self.diff)
+    }
+
+    /// Has all connection entries of a family compared with the table, which the kernel holds now.
+    pub(super) fn compare_all(&self, cleaner: &Cleaner, family: Family) {
+        cleaner.written_all(&self.table, family, self.index.foreign_endpoints().collect());
     }
 
     /// How many objects were different since the agent started.

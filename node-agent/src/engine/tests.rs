@@ -125,6 +125,7 @@ impl Agent {
         let engine = Engine::new(
             make,
             parameters,
+            Cleaner::new().0,
             LogLevel::unused(),
             Arc::clone(&metrics),
             state_in,

@@ -11,11 +11,11 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{Code, IpFamily, IptablesTable, Policy};
 
-type Durations = Labelled<IpFamily, Histogram, fn() -> Histogram>;
+pub(super) type Durations = Labelled<IpFamily, Histogram, fn() -> Histogram>;
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// 1 ms to 16 s.
-fn sync_buckets() -> Histogram {
+pub(super) fn sync_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 

@@ -9,7 +9,8 @@ use pointsman_dataplane::model::{Service, ServiceName, ServicePort, TrafficPolic
 use serde::Deserialize;
 
 use super::{
-    DIRECT_ACCESS_ANNOTATION, PROXY_NAME_LABEL, address, annotation, label, list, metadata, name, port, protocol, range,
+    DIRECT_ACCESS_ANNOTATION, PROXY_NAME_LABEL, address, annotation, label, list, metadata, name, port,
+    protocol, range,
 };
 use crate::source::Parsed;
 
