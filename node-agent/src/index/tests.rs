@@ -141,3 +141,15 @@ fn problems_go_with_their_object() {
     index.set_service(name("web"), Parsed::gone());
     assert_eq!(index.problems().count(), 0);
 }
+
+#[test]
+fn endpoints_of_services_that_are_not_ours_are_known_as_such() {
+    let mut index = Index::default();
+    let foreign = |index: &Index| index.foreign_endpoints().count();
+    index.set_slice(name("web-1"), slice("web", 1));
+    assert_eq!(foreign(&index), 1, "whose Service has not been told of");
+    index.set_service(name("web"), service(1));
+    assert_eq!(foreign(&index), 0);
+    index.set_service(name("web"), Parsed::gone());
+    assert_eq!(foreign(&index), 1);
+}
