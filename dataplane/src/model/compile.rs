@@ -219,11 +219,7 @@ impl Place<'_> {
                 }
             };
             let restricted = kind == FrontendKind::LoadBalancerIP && action != Action::Reject;
-            let sources = if restricted {
-                self.sources(destination, context)
-            } else {
-                None
-            };
+            let sources = if restricted { self.sources(context) } else { None };
             let owner = Arc::clone(self.owner);
             compiled.frontends.push((
                 key,
@@ -284,9 +280,9 @@ impl Place<'_> {
     }
 
     /// Who may use a load balancer IP. As kube-proxy has it, ranges of the other family restrict nobody of this one,
-    /// and where the node itself may, so may the load balancer IP: on some platforms it is the source address of what
-    /// the node sends to it.
-    fn sources(&self, destination: Destination, context: &Context) -> Option<Arc<[IpNet]>> {
+    /// and where the node itself may, so may the Service's load balancer IPs: on some platforms they are addresses of
+    /// the node, and the source of what it sends to them.
+    fn sources(&self, context: &Context) -> Option<Arc<[IpNet]>> {
         let all = self.service.source_ranges.as_ref()?;
         let mut ranges: Vec<IpNet> = all
             .iter()
@@ -300,8 +296,10 @@ impl Place<'_> {
         let includes_node = node
             .iter()
             .any(|ip| ranges.iter().any(|range| range.contains(ip)));
-        if let (true, Destination::Address(address)) = (includes_node, destination) {
-            ranges.push(address.into());
+        if includes_node {
+            let own = self.service.load_balancer_ips.iter().copied();
+            let own = own.filter(|address| Family::of(*address) == self.family);
+            ranges.extend(own.map(IpNet::from));
         }
         ranges.sort_unstable();
         ranges.dedup();
