@@ -25,7 +25,7 @@ demo: packages ## Show everything on a real control plane with three nodes; KEEP
 .PHONY: unit
 unit: ## Run the tests that need neither root nor a cluster (under a minute once built)
 	cargo test --workspace --exclude pointsman-e2e --exclude pointsman-dataplane --lib --bins --tests
-	cargo test --package pointsman-dataplane --lib
+	cargo test --package pointsman-dataplane --lib --test flows_trace
 
 .PHONY: test
 test: packages ## Run everything: unit tests, packets in namespaces, a real control plane (root)
