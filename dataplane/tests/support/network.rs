@@ -154,7 +154,8 @@ impl Network {
     }
 }
 
-const FIRST_PORT: u16 = 10_000;
+/// Above all ports that are served, node ports among them: the node sends from the addresses that it serves at.
+const FIRST_PORT: u16 = 35_000;
 
 /// Gives an interface addresses with the range around them, in both families.
 fn give(namespace: &Namespace, interface: &str, addresses: &[&str]) {
