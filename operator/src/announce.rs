@@ -19,7 +19,7 @@ use kube::runtime::watcher::{Config, Event as WatchEvent};
 use kube::{Api, Client, ResourceExt as _};
 use pointsman_api_client::{Heard, chain, follow, list_strategy};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
 use crate::elector::Leading;
@@ -61,13 +61,15 @@ pub async fn announce(client: Client, identity: String, mut leading: watch::Rece
     );
     let telling = async {
         let mut announcer = Announcer::new(client, identity, leading);
+        let mut beat = interval(RETRY);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 service = seen.recv() => match service {
                     Some(service) => announcer.take_in(service).await,
                     None => return,
                 },
-                () = sleep(RETRY), if announcer.has_postponed() => announcer.retry().await,
+                _ = beat.tick(), if announcer.has_postponed() => announcer.retry().await,
             }
         }
     };

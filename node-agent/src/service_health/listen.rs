@@ -34,6 +34,7 @@ struct Server {
 /// A port that could not be opened.
 struct Failure {
     why: String,
+    kind: io::ErrorKind,
     /// A port is often free again in a moment, because an agent before this one ends: the first failure is not told.
     tries: u32,
 }
@@ -103,6 +104,7 @@ fn note(failures: &mut BTreeMap<SocketAddr, Failure>, socket: SocketAddr, error:
     let why = error.to_string();
     let failure = failures.entry(socket).or_insert(Failure {
         why: String::new(),
+        kind: error.kind(),
         tries: 0,
     });
     failure.tries = failure.tries.saturating_add(1);
@@ -110,6 +112,7 @@ fn note(failures: &mut BTreeMap<SocketAddr, Failure>, socket: SocketAddr, error:
         tracing::warn!(%socket, error = why, "health checks cannot be answered there: trying on");
     }
     failure.why = why;
+    failure.kind = error.kind();
 }
 
 /// What is wrong, each with its Service and what to do.
@@ -119,11 +122,19 @@ fn unserved(
     clashes: Vec<String>,
 ) -> Vec<String> {
     let failed = failures.iter().filter(|(_, failure)| failure.tries > 1);
-    let failed = failed.filter_map(|(socket, Failure { why, .. })| {
+    let failed = failed.filter_map(|(socket, Failure { why, kind, .. })| {
         let service = &checks.at(*socket)?.service;
+        let advice = match kind {
+            io::ErrorKind::AddrInUse => {
+                "end what has the port, or give the Service another spec.healthCheckNodePort"
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "is this an address of the node? See nodePortAddresses of the policy"
+            }
+            _ => "see the agent's log",
+        };
         Some(format!(
-            "Service {service}: its health checks at {socket} are not answered: {why}: end what has the port, or give \
-             the Service another spec.healthCheckNodePort"
+            "Service {service}: its health checks at {socket} are not answered: {why}: {advice}"
         ))
     });
     failed.chain(clashes).collect()

@@ -25,6 +25,15 @@ struct SlimServiceCidrSpec {
     cidrs: Vec<String>,
 }
 
+/// Packets into a range that no Service has are dropped, also those of the node itself: a slip of the pen in one object
+/// must not cut all nodes off. The API server's own flag takes /12 and /64 at most.
+fn shortest(range: IpNet) -> u8 {
+    match range {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 32,
+    }
+}
+
 impl SlimServiceCidr {
     pub(in crate::source) fn name(&self) -> String {
         self.metadata.name.clone().unwrap_or_default()
@@ -37,6 +46,10 @@ impl SlimServiceCidr {
         let mut ranges = Vec::new();
         for text in self.spec.cidrs {
             match range(&text) {
+                Some(range) if range.prefix_len() < shortest(range) => problems.push(format!(
+                    "ServiceCIDR {name}: spec.cidrs has {text}, which is most of all addresses: it is left out, \
+                     because packets to addresses in it that no Service has would be dropped; mend the field"
+                )),
                 Some(range) => ranges.push(range),
                 None => problems.push(format!(
                     "ServiceCIDR {name}: spec.cidrs has {text:?}, which is no CIDR: it is left out; mend the field"

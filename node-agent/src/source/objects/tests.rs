@@ -446,6 +446,9 @@ fn service_cidrs_are_ranges_and_nonsense_is_said() {
     assert_eq!(ranges, ["10.96.0.0/16", "fd00:10:96::/112"]);
     assert!(parsed.problems.len() == 1 && parsed.problems[0].contains("kubernetes"));
     assert_eq!(parse(json!({"cidrs": null})).object, Some(Vec::new()));
+    // What would cut the node off from everything.
+    let all = parse(json!({"cidrs": ["0.0.0.0/0", "::/0", "8.0.0.0/7", "10.0.0.0/8", "fd00::/32"]}));
+    assert_eq!((all.object.unwrap().len(), all.problems.len()), (2, 3));
 }
 
 /// Any JSON, with names and values among it that mean something here.
