@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::{io, net::SocketAddr};
+
 use anyhow::{Result, ensure};
 use pointsman_e2e::{IptablesVariant, http, manifests::Node, traffic::Protocol};
-use serde_json::Value;
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use support::{LIMIT, NODE, Site, cluster_ips, eventually, expect_answers};
 
 #[test]
@@ -101,5 +104,55 @@ fn mode_settings_and_metrics_are_served_to_the_node_itself() -> Result<()> {
     ensure!(http::get(outside, site.node.addresses().at_v4(10256), "/healthz")?.0 == 200);
     ensure!(http::get(outside, site.node.addresses().at_v4(10249), "/metrics").is_err());
     ensure!(agent.health("/nonsense")?.0 == 404 && agent.metrics("/nonsense")?.0 == 404);
+    Ok(())
+}
+
+/// A TCP segment that begins and ends a connection at once, which no connection has (`tcp_error` in the kernel).
+const IMPOSSIBLE: [u8; 20] = {
+    let mut header = [0; 20];
+    [header[0], header[1], header[2], header[3]] = [0x0f, 0xa0, 0x1f, 0x90];
+    header[12] = 5 << 4;
+    header[13] = 0b11;
+    header
+};
+
+#[test]
+fn packets_that_are_dropped_as_invalid_are_counted() -> Result<()> {
+    const SENT: u8 = 7;
+    let site = Site::new(IptablesVariant::Nft)?;
+    let agent = site.start()?;
+    let dropped = || agent.metric("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "");
+    let pod = site.pods[0].addresses().v4;
+    let send = || -> Result<()> {
+        let sent = site.outside.namespace().run(|| -> io::Result<()> {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::TCP))?;
+            for _ in 0..SENT {
+                // A raw socket knows no ports.
+                socket.send_to(&IMPOSSIBLE, &SocketAddr::from((pod, 0)).into())?;
+            }
+            Ok(())
+        })?;
+        Ok(sent?)
+    };
+    ensure!(dropped()? < 1.0);
+    send()?;
+    eventually("the count of the slow check", || {
+        let dropped = dropped()?;
+        ensure!((dropped - f64::from(SENT)).abs() < 0.1, "{dropped}");
+        Ok(())
+    })?;
+    ensure!(
+        agent.metric("pointsman_agent_drifts_total", "")? < 1.0,
+        "counters are no drift"
+    );
+    // Whoever lets such packets through has none to count.
+    site.set_policy(site.policy().set("conntrack", json!({"tcpBeLiberal": true})))?;
+    eventually("the rule is gone", || {
+        let rules = site.rules()?.concat();
+        ensure!(!rules.contains("INVALID"), "{rules}");
+        Ok(())
+    })?;
+    send()?;
+    ensure!((dropped()? - f64::from(SENT)).abs() < 0.1);
     Ok(())
 }
