@@ -25,8 +25,8 @@ use tracing::{debug, info, warn};
 use crate::elector::Leading;
 
 const ANNOTATION: &str = "networking.alpha.kubernetes.io/direct-access";
-/// Services that no agent serves either.
-const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// Without those of another proxy: agents do not serve them either.
+const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name";
 const CONTROLLER: &str = "pointsman.dev/operator";
 const QUEUE: usize = 256;
 const RETRY: Duration = Duration::from_secs(10);

@@ -82,6 +82,29 @@ fn only_what_is_different_is_compiled() {
 }
 
 #[test]
+fn what_waits_to_be_compiled_is_counted_by_service() {
+    let mut index = Index::default();
+    index.set_service(name("web"), service(1));
+    index.set_slice(name("web-1"), slice("web", 1));
+    index.set_slice(name("web-2"), slice("web", 2));
+    index.set_slice(name("web-2"), slice("web", 3));
+    index.set_slice(name("other-1"), slice("other", 1));
+    let pending = Changes {
+        services: 1,
+        slices: 2,
+    };
+    assert_eq!((index.pending, index.changes.slices), (pending, 4));
+    index.compile_changes(&Context::default());
+    assert_eq!(index.pending, Changes::default());
+    index.set_service(name("web"), service(1));
+    assert_eq!(index.pending, Changes::default(), "nothing is different");
+    let different = index.set_slice(name("web-1"), slice("other", 1));
+    assert_eq!(different, Some(name("other")), "a slice that moves");
+    assert_eq!(index.pending.slices, 2, "both Services are different");
+    assert_eq!(index.set_slice(name("web-1"), slice("other", 1)), None);
+}
+
+#[test]
 fn slices_may_come_before_their_service() {
     let mut index = Index::default();
     index.set_slice(name("web-1"), slice("web", 1));
