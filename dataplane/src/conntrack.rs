@@ -14,10 +14,15 @@
 //! | `walk`, `cleaner` | one walk; the thread that walks |
 //! | `limits` | the kernel parameters |
 //!
-//! Upstream's reconciler (kube-proxy 1.36, `pkg/proxy/conntrack/cleanup.go`) is the model for what is cleaned. What
-//! is different: it walks over all entries after every sync, here a walk is made when something may have become stale;
-//! what is not translated though its frontend balances goes as well; ClusterIPs of Services that were deleted while
-//! no agent ran are told by their range; and TCP connections can be reset ([`crate::model::Settings::reset_removed`]).
+//! Upstream's reconciler (kube-proxy 1.36, `pkg/proxy/conntrack/cleanup.go`) is the model. What is different:
+//!
+//! - It leaves Services without endpoints and deleted ones alone (kubernetes/kubernetes#139628, #141371).
+//! - It keeps what leads to an endpoint that serves, whatever traffic policy, hints and termination say. Here an entry
+//!   is stale when no new one would lead there, so that clients leave an endpoint as soon as new ones do.
+//! - It lists all entries in the middle of a sync. Here a walk is made when something may have become stale, on a
+//!   thread of its own.
+//! - ClusterIPs of Services that were deleted while no agent ran are told by their range.
+//! - TCP connections can be reset ([`crate::model::Settings::reset_removed`]).
 
 mod changes;
 mod cleaner;

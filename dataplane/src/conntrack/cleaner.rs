@@ -96,7 +96,7 @@ impl Cleaner {
     /// Forgets what was told: the rules are taken down, and connections go on without them.
     pub fn forget(&mut self) {
         self.answering.clear();
-        self.shared.lock().queue = Queue::default();
+        self.shared.lock().queue.forget();
     }
 }
 
@@ -119,7 +119,7 @@ impl Worker {
             };
             let cleaned = clean(&review, |stale| {
                 let mut state = self.shared.lock();
-                stale.retain(|entry| !state.queue.has_news_of(entry));
+                stale.retain(|entry| state.queue.confirms(entry));
             });
             match cleaned {
                 Ok(cleaned) => {

@@ -3,6 +3,7 @@
 //! A change waits until its rules are in: an entry that goes earlier may come back by the old ones. And what a walk
 //! finds is compared once more with what has changed since the walk began, before anything is deleted: an endpoint
 //! that came in the meantime is good, though the walk does not know it. For this, a change is told before it is written.
+//! What is stale by the newest word as well goes at once, so that a Service that changes all the time is cleaned, too.
 
 use super::entry::Entry;
 use super::stale::{Allowed, Review, Subject};
@@ -19,6 +20,8 @@ pub(super) struct Queue {
     due: Review,
     /// Whether a walk is under way, so that also what nobody has to look for counts as news.
     walking: bool,
+    /// Whether everything was forgotten since that walk began.
+    forgotten: bool,
 }
 
 impl Queue {
@@ -28,6 +31,9 @@ impl Queue {
             if let Some(older) = self.due.subjects.remove(key) {
                 self.waiting.put(*key, older);
             }
+        }
+        for (address, answers) in &self.due.node_addresses {
+            self.waiting.node_addresses.entry(*address).or_insert(*answers);
         }
         self.waiting.merge(review);
         if self.waiting.subjects.len() > WAITING {
@@ -70,6 +76,7 @@ impl Queue {
     /// A walk is over.
     pub(super) fn walked(&mut self) {
         self.walking = false;
+        self.forgotten = false;
         self.forget_unneeded();
     }
 
@@ -84,13 +91,27 @@ impl Queue {
         self.due.is_needed()
     }
 
-    /// Whether a stale entry's frontend has changed since its walk began: then the next walk decides.
-    pub(super) fn has_news_of(&mut self, entry: &Entry) -> bool {
-        self.waiting.claims(entry) || self.due.claims(entry)
+    /// Whether an entry that a walk found stale still is, by all that has become known since the walk began.
+    pub(super) fn confirms(&mut self, entry: &Entry) -> bool {
+        let by_both = [self.waiting.confirms(entry), self.due.confirms(entry)];
+        !self.forgotten && by_both == [true, true]
+    }
+
+    /// Forgets everything, and lets a walk that is under way delete nothing more.
+    pub(super) fn forget(&mut self) {
+        *self = Self {
+            walking: self.walking,
+            forgotten: self.walking,
+            ..Self::default()
+        };
     }
 
     /// Puts back what a walk failed to look for, behind what has become known since.
     pub(super) fn put_back(&mut self, failed: Review) {
+        if self.forgotten {
+            self.walked();
+            return;
+        }
         self.walking = false;
         let newer = std::mem::replace(&mut self.due, failed);
         for (key, subject) in &mut self.waiting.subjects {

@@ -157,15 +157,19 @@ impl Review {
             })
     }
 
-    /// Whether this speaks of an entry's destination. If so, the entry is to be looked at (again).
-    pub(super) fn claims(&mut self, entry: &Entry) -> bool {
-        if let Some((key, _)) = self.key(entry) {
-            if let Some(subject) = self.subjects.get_mut(&key) {
-                subject.suspect = true;
-            }
-            return true;
+    /// Whether an entry that was stale by what was known before is stale by this as well, as far as it speaks of it.
+    /// If not, it is to be looked at again: whoever knows it to be good now may not be the last to speak.
+    pub(super) fn confirms(&mut self, entry: &Entry) -> bool {
+        let Some((key, _)) = self.key(entry) else {
+            // All frontends are known, and this is none of theirs any more.
+            let all = self.rest.contains_key(&entry.family());
+            return !all || (entry.protocol == Protocol::Udp && entry.is_translated());
+        };
+        let stale = self.is_stale(entry);
+        if let Some(subject) = self.subjects.get_mut(&key) {
+            subject.suspect |= !stale;
         }
-        self.rest.contains_key(&entry.family())
+        stale
     }
 
     /// Whether there may be stale entries.

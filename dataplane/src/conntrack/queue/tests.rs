@@ -60,12 +60,12 @@ fn what_changes_during_a_walk_is_for_the_next_one_to_decide() {
     queue.changing(review(1, Allowed::Nobody, true));
     queue.written(Family::V4);
     let walk = queue.take().unwrap();
-    assert!(walk.is_stale(&at(1)) && !queue.has_news_of(&at(1)));
+    assert!(walk.is_stale(&at(1)) && queue.confirms(&at(1)));
     // An endpoint came: nothing to look for, were it not for the walk.
     queue.changing(review(1, Allowed::Anybody, false));
-    assert!(queue.has_news_of(&at(1)) && !queue.has_news_of(&at(2)));
+    assert!(!queue.confirms(&at(1)) && queue.confirms(&at(2)));
     queue.written(Family::V4);
-    assert!(queue.has_news_of(&at(1)));
+    assert!(!queue.confirms(&at(1)));
     queue.walked();
     assert!(queue.take().is_some_and(|next| !next.is_stale(&at(1))));
 
@@ -73,7 +73,45 @@ fn what_changes_during_a_walk_is_for_the_next_one_to_decide() {
     queue.walked();
     queue.changing(review(1, Allowed::Anybody, false));
     queue.written(Family::V4);
-    assert!(!queue.has_news_of(&at(1)));
+    assert!(queue.confirms(&at(1)));
+}
+
+#[test]
+fn what_is_stale_either_way_need_not_wait() {
+    let mut queue = Queue::default();
+    queue.changing(review(1, Allowed::Nobody, true));
+    queue.written(Family::V4);
+    assert!(queue.take().is_some());
+    // However often the frontend changes.
+    for _ in 0..3 {
+        queue.changing(review(1, Allowed::Gone, true));
+        assert!(queue.confirms(&at(1)));
+        queue.written(Family::V4);
+        assert!(queue.confirms(&at(1)));
+    }
+    queue.changing(review(1, Allowed::Anybody, true));
+    assert!(!queue.confirms(&at(1)), "the newest word counts");
+    // When all frontends are known and this is none of them, what is translated is stale.
+    queue.written_all(Family::V4, {
+        let mut all = review(2, Allowed::Anybody, true);
+        all.rest.insert(Family::V4, Default::default());
+        all
+    });
+    assert!(queue.confirms(&at(1)) && queue.confirms(&at(3)));
+    assert!(!queue.confirms(&entry(Protocol::Udp, "10.96.0.10:3", "10.96.0.10:3")));
+    assert!(!queue.confirms(&entry(Protocol::Tcp, "10.96.0.10:3", "10.0.0.1:53")));
+}
+
+#[test]
+fn what_was_forgotten_deletes_nothing() {
+    let mut queue = Queue::default();
+    queue.changing(review(1, Allowed::Nobody, true));
+    queue.written(Family::V4);
+    let walk = queue.take().unwrap();
+    queue.forget();
+    assert!(!queue.confirms(&at(1)));
+    queue.put_back(walk);
+    assert!(!queue.is_due() && queue.confirms(&at(1)));
 }
 
 #[test]
@@ -392,6 +430,40 @@ proptest! {
             let (stale, good) = (review.is_stale(&entry), world.is_good(&entry));
             prop_assert!(!(stale && good), "{:?} is good", entry);
             prop_assert!(stale || good || !stayed(&entry), "{:?} is stale", entry);
+        }
+    }
+
+    /// Whatever happens while a walk is under way, nothing that is good by the newest table is deleted.
+    #[test]
+    fn a_walk_deletes_nothing_that_is_good_now(before in steps(), during in steps(), whole in any::<bool>()) {
+        let mut world = World::new();
+        let mut queue = Queue::default();
+        let mut answered = BTreeMap::new();
+        let mut diff = Diff::default();
+        let mut walk = Review::default();
+        for (at, step) in before.iter().chain([&Step::Written]).chain(&during).chain([&Step::Written]).enumerate() {
+            world.take(step, &mut diff);
+            if matches!(step, Step::Written) {
+                let review = Review::of_changes(&world.table, &std::mem::take(&mut diff), &answered);
+                answered.insert(Family::V4, world.table.context().node_port_addresses(Family::V4));
+                queue.changing(review);
+                // A TCP connection to an address that NodePorts left has an end that is gone, whoever has the port now.
+                let looked_at = |entry: &Entry| {
+                    entry.protocol == Protocol::Udp || !NODE.contains(&&*entry.original.destination.ip().to_string())
+                };
+                for entry in connections().into_iter().filter(looked_at) {
+                    let deleted = walk.is_stale(&entry) && queue.confirms(&entry);
+                    prop_assert!(!deleted || !world.is_good(&entry), "{:?} is good", entry);
+                }
+                if whole {
+                    queue.written_all(Family::V4, Review::of_all(&world.table, Family::V4, HashSet::new()));
+                } else {
+                    queue.written(Family::V4);
+                }
+                if at == before.len() {
+                    walk = queue.take().unwrap_or_default();
+                }
+            }
         }
     }
 
