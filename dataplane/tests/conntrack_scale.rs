@@ -144,7 +144,9 @@ const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 impl Room {
     fn make(count: u32) -> Self {
         let alone = ROOM.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = std::fs::read_to_string(MAX).unwrap();
+        let now = std::fs::read_to_string(MAX).unwrap_or_else(|error| {
+            panic!("{MAX}: {error}: the test needs a kernel with connection tracking")
+        });
         let enough = now.trim().parse::<u32>().unwrap() > count;
         if !enough {
             std::fs::write(MAX, (count + count / 10).to_string()).unwrap_or_else(|error| {

@@ -53,72 +53,93 @@ pub struct Cleaned {
 ///
 /// # Errors
 /// When the kernel does not let the process look at its connections, or the conversation broke.
-pub fn clean(review: &Review, mut spare: impl FnMut(&mut Vec<Entry>)) -> io::Result<Cleaned> {
+pub fn clean(review: &Review, spare: impl FnMut(&mut Vec<Entry>)) -> io::Result<Cleaned> {
     let begin = Instant::now();
-    let (mut table, mut requests) = (Ctnetlink::open()?, Ctnetlink::open()?);
+    let mut requests = Ctnetlink::open()?;
     let entries = requests.entries()?;
-    let mut cleaned = Cleaned::default();
-    for family in review.scope().into_keys() {
-        cleaned.deleted.insert(family, 0);
-    }
-    let mut stale = Vec::new();
-    let mut delete = |stale: &mut Vec<Entry>, cleaned: &mut Cleaned| -> io::Result<()> {
-        spare(stale);
-        for family in Family::ALL {
-            let of_family: Vec<_> = stale
-                .iter()
-                .filter(|entry| entry.family() == family)
-                .copied()
-                .collect();
-            if of_family.is_empty() {
-                continue;
-            }
-            let gone = requests.delete(&of_family)?;
-            *cleaned.deleted.entry(family).or_default() += gone.deleted;
-            cleaned.kept.0 += gone.kept;
-            cleaned.kept.1 = gone.why.or(cleaned.kept.1.take());
-        }
-        stale.clear();
-        Ok(())
+    let families = review.scope().into_keys().map(|family| (family, 0));
+    let mut walk = Walk {
+        review,
+        spare,
+        requests,
+        stale: Vec::new(),
+        cleaned: Cleaned {
+            deleted: families.collect(),
+            ..Cleaned::default()
+        },
     };
     for filter in filters(review, entries) {
-        let mut filter = filter;
-        for pass in 1..=PASSES {
-            table.walk(&filter)?;
-            let interrupted = loop {
-                let call = Instant::now();
-                let progress = table.receive(|entry| {
-                    cleaned.seen += 1;
-                    if review.is_stale(&entry) {
-                        stale.push(entry);
-                    }
-                });
-                cleaned.longest = cleaned.longest.max(call.elapsed());
-                match progress {
-                    Ok(Progress::Goes) if stale.len() < DELETED_AT_ONCE => {}
-                    Ok(Progress::Goes) => delete(&mut stale, &mut cleaned)?,
-                    Ok(Progress::Ended { interrupted }) => break interrupted,
-                    Err(error) if is_refusal(&error) && filter != unfiltered(&filter) => {
-                        filter = unfiltered(&filter);
-                        break true;
-                    }
-                    Err(error) => return Err(error),
-                }
-            };
-            delete(&mut stale, &mut cleaned)?;
-            if !interrupted {
-                break;
-            }
-            if pass == PASSES {
-                return Err(io::Error::other(
-                    "the walk over the connections was disturbed again and again",
-                ));
-            }
-            table = Ctnetlink::open()?;
+        match walk.through(&filter) {
+            Err(error) if is_refusal(&error) => walk.through(&unfiltered(&filter))?,
+            other => other?,
         }
     }
-    cleaned.took = begin.elapsed();
-    Ok(cleaned)
+    walk.cleaned.took = begin.elapsed();
+    Ok(walk.cleaned)
+}
+
+struct Walk<'a, S> {
+    review: &'a Review,
+    spare: S,
+    /// Not the socket that the entries come through: in the midst of them there is no room for other answers.
+    requests: Ctnetlink,
+    stale: Vec<Entry>,
+    cleaned: Cleaned,
+}
+
+impl<S: FnMut(&mut Vec<Entry>)> Walk<'_, S> {
+    /// Walks over what a filter lets through, again when something disturbed it.
+    fn through(&mut self, filter: &Filter) -> io::Result<()> {
+        for _ in 0..PASSES {
+            let mut table = Ctnetlink::open()?;
+            table.walk(filter)?;
+            let interrupted = loop {
+                let progress = self.receive(&mut table)?;
+                if progress != Progress::Goes || self.stale.len() >= DELETED_AT_ONCE {
+                    self.delete()?;
+                }
+                if let Progress::Ended { interrupted } = progress {
+                    break interrupted;
+                }
+            };
+            if !interrupted {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other(
+            "the walk over the connections was disturbed again and again",
+        ))
+    }
+
+    fn receive(&mut self, table: &mut Ctnetlink) -> io::Result<Progress> {
+        let call = Instant::now();
+        let progress = table.receive(|entry| {
+            self.cleaned.seen += 1;
+            if self.review.is_stale(&entry) {
+                self.stale.push(entry);
+            }
+        });
+        self.cleaned.longest = self.cleaned.longest.max(call.elapsed());
+        progress
+    }
+
+    /// Deletes what was found.
+    fn delete(&mut self) -> io::Result<()> {
+        (self.spare)(&mut self.stale);
+        for family in Family::ALL {
+            let of_family = self.stale.iter().filter(|entry| entry.family() == family);
+            let gone = self.requests.delete(&of_family.copied().collect::<Vec<_>>())?;
+            if gone.deleted > 0 {
+                *self.cleaned.deleted.entry(family).or_default() += gone.deleted;
+            }
+            self.cleaned.kept.0 += gone.kept;
+            if gone.why.is_some() {
+                self.cleaned.kept.1 = gone.why;
+            }
+        }
+        self.stale.clear();
+        Ok(())
+    }
 }
 
 /// Whether the kernel does not have what a filter asks for.
