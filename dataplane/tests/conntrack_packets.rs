@@ -51,6 +51,7 @@ in_both_families! {
     clients_are_sent_to_the_pods_directly
     more_endpoints_disturb_nobody
     what_is_not_of_a_service_stays
+    what_is_in_another_zone_stays
     rules_that_somebody_flushed_come_back
     tcp_goes_on_when_nobody_asks_for_resets
     tcp_is_reset_when_the_endpoint_is_gone_and_not_before
@@ -608,6 +609,27 @@ fn what_is_not_of_a_service_stays(mut site: Site) {
     site.apply();
     flow.until_nothing();
     assert_eq!(before, direct.each_ref().map(|flow| site.entry(flow).unwrap().id));
+}
+
+fn what_is_in_another_zone_stays(mut site: Site) {
+    let (web, [first, second, _]) = (site.web(), site.node.at.servers);
+    site.serve(&web, &[first]);
+    site.node
+        .restore("*raw\n-A PREROUTING -p udp --dport 80 -j CT --zone 7\n-A PREROUTING -p udp --sport 8080 -j CT --zone 7\nCOMMIT\n");
+    let (zoned, plain) = (
+        site.flow(site.node.at.vip, PORT),
+        site.flow(site.node.at.node, NODE_PORT),
+    );
+    zoned.until_from(first);
+    // Its answers are looked for in the zone, and not found.
+    plain.until_nothing();
+    assert_eq!(site.entry(&zoned).unwrap().zone, 7);
+    let id = site.entry(&zoned).unwrap().id;
+    while site.walks.try_recv().is_ok() {}
+    site.serve(&web, &[second]);
+    assert_eq!(site.walked(), 1, "that of the default zone");
+    zoned.goes_on(Heard::From(first));
+    assert_eq!(site.entry(&zoned).unwrap().id, id);
 }
 
 fn rules_that_somebody_flushed_come_back(mut site: Site) {
