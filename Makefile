@@ -9,6 +9,8 @@ CARGO_DENY := target/tools/bin/cargo-deny
 
 BENCH ?= iptables
 SIZES ?= 100x10 1000x10
+SEED ?= 1
+STEPS ?= 400
 
 .PHONY: help
 help: ## List the targets
@@ -36,6 +38,10 @@ test: packages ## Run everything: unit tests, packets in namespaces, a real cont
 .PHONY: bench
 bench: packages ## Measure beside kube-proxy: BENCH=iptables SIZES="100x10 1000x10"
 	cargo run --release --package pointsman-e2e --bin bench -- --bench $(BENCH) --sizes "$(SIZES)"
+
+.PHONY: differential
+differential: packages ## Random clusters for the agent and kube-proxy at once: SEED=1,2 STEPS=400
+	cargo run --package pointsman-e2e --bin differential -- --seed $(SEED) --steps $(STEPS)
 
 .PHONY: check
 check: ## Check format, lints and dependencies

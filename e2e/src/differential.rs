@@ -86,7 +86,6 @@ pub struct Report {
 pub struct Found {
     seed: u64,
     step: u64,
-    mode: crate::PeerMode,
     setup: Setup,
     stages: Vec<Stage>,
     answers: Answers,
@@ -171,7 +170,7 @@ fn difference<'a>(world: &'a World, answers: &'a Answers, plan: &Plan) -> Differ
         question: answers.question,
         ours: &answers.ours,
         theirs: &answers.theirs,
-        mode: plan.setup.peer,
+        setup: plan.setup,
     }
 }
 
@@ -221,7 +220,6 @@ impl Found {
         Ok(Self {
             seed: plan.seed,
             step,
-            mode: plan.setup.peer,
             setup: plan.setup,
             stages,
             answers,
@@ -264,7 +262,7 @@ impl fmt::Display for Found {
             question.protocol, question.sender, question.target
         )?;
         writeln!(formatter, "   pointsman:  {ours}")?;
-        writeln!(formatter, "   kube-proxy: {theirs} ({:?})", self.mode)
+        writeln!(formatter, "   kube-proxy: {theirs} ({:?})", self.setup.peer)
     }
 }
 

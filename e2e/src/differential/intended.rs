@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    arena::{Detect, Setup},
     packets::{Claim, Question, Sender, claims, owner_of_vip},
     seen::{Failure, Seen},
     world::{Endpoint, Family, Place, Port, World},
@@ -20,8 +21,8 @@ pub struct Difference<'a> {
     pub ours: &'a Seen,
     /// What kube-proxy did.
     pub theirs: &'a Seen,
-    /// The mode of kube-proxy.
-    pub mode: PeerMode,
+    /// How both sides are set up.
+    pub setup: Setup,
 }
 
 /// A kind of difference that is meant.
@@ -41,7 +42,7 @@ pub const INTENDED: &[Intended] = &[
         reason: "kube-proxy in iptables mode lets the packet go on to wherever the node's routes lead; Pointsman refuses it \
                  in every mode, as kube-proxy in nftables mode does, so that a client learns at once",
         applies: |it| {
-            it.mode == PeerMode::Iptables
+            it.setup.peer == PeerMode::Iptables
                 && owner_of_vip(it.world, it.question.target.ip()).is_some()
                 && it.claims().is_empty()
                 && it.ours.is_only(&Failure::Refused)
@@ -57,7 +58,7 @@ pub const INTENDED: &[Intended] = &[
             let ranges = SERVICE_CIDRS
                 .iter()
                 .filter_map(|range| range.parse::<ipnet::IpNet>().ok());
-            it.mode == PeerMode::Iptables
+            it.setup.peer == PeerMode::Iptables
                 && ranges.into_iter().any(|range| range.contains(&target))
                 && owner_of_vip(it.world, target).is_none()
                 && it.claims().is_empty()
@@ -71,7 +72,7 @@ pub const INTENDED: &[Intended] = &[
                  out unrefused; Pointsman refuses it as it refuses everybody's, as kube-proxy in nftables mode does",
         applies: |it| {
             let claims = it.claims();
-            it.mode == PeerMode::Iptables
+            it.setup.peer == PeerMode::Iptables
                 && it.question.sender == Sender::Node
                 && !claims.is_empty()
                 && claims
@@ -91,6 +92,40 @@ pub const INTENDED: &[Intended] = &[
             slots.sort_unstable();
             slots.dedup();
             slots.len() > 1
+        },
+    },
+    Intended {
+        name: "source ranges of a load balancer IP that is an external IP as well",
+        reason: "kube-proxy in iptables mode looks for external IPs first and then restricts nobody; Pointsman restricts, as \
+                 kube-proxy in nftables mode does: what an owner closed stays closed",
+        applies: |it| {
+            let claims = it.claims();
+            let restricted = |slot: &u8| {
+                it.world
+                    .services
+                    .get(slot)
+                    .is_some_and(|it| !it.ranges.is_empty())
+            };
+            it.setup.peer == PeerMode::Iptables
+                && claims.iter().any(|(slot, claim)| {
+                    *claim == Claim::Ingress && restricted(slot) && claims.contains(&(*slot, Claim::External))
+                })
+                && it.ours.failures.iter().eq([&Failure::Dropped])
+                && it.ours.answers.is_subset(&it.theirs.answers)
+                && it.theirs.failures.is_empty()
+        },
+    },
+    Intended {
+        name: "a pod of another node to itself by way of this node",
+        reason: "kube-proxy masquerades every endpoint that calls itself; Pointsman those of its own node, because a pod's \
+                 traffic to Services is translated on its own node. It shows only where detectLocal calls other nodes' \
+                 pods local and a route leads them through this node",
+        applies: |it| {
+            let itself = Place::Remote(0);
+            it.setup.detect == Detect::Cluster
+                && it.question.sender == Sender::Remote
+                && it.claimed_ports().any(|(slot, _)| it.has_endpoint(slot, itself))
+                && it.ours.failures.contains(&Failure::Dropped)
         },
     },
     Intended {
@@ -123,6 +158,13 @@ impl Difference<'_> {
             };
             Some((slot, service.ports.iter().find(has)?.name))
         })
+    }
+
+    /// Whether a slice of a Service has this endpoint.
+    fn has_endpoint(&self, slot: u8, place: Place) -> bool {
+        let slices = self.world.slices.range((slot, 0)..=(slot, u8::MAX));
+        let mut endpoints = slices.flat_map(|(_, slice)| &slice.endpoints);
+        endpoints.any(|endpoint| endpoint.place == place)
     }
 
     /// Whether two slices have an endpoint of a Service's port in common, and do not say the same of it.

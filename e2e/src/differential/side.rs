@@ -72,10 +72,13 @@ impl Side {
         };
         side.add_addresses()?;
         side.add_routes()?;
-        // Ports of senders come again after some minutes; what conntrack knows of them must be gone by then.
+        // Ports of senders come again. What went untranslated from one, refused by nobody, must be forgotten by then:
+        // whatever follows from there goes the same way.
         let short = [
-            ("net.netfilter.nf_conntrack_udp_timeout", "10"),
-            ("net.netfilter.nf_conntrack_udp_timeout_stream", "10"),
+            ("net.netfilter.nf_conntrack_udp_timeout", "5"),
+            ("net.netfilter.nf_conntrack_udp_timeout_stream", "5"),
+            ("net.netfilter.nf_conntrack_tcp_timeout_syn_sent", "1"),
+            ("net.netfilter.nf_conntrack_tcp_timeout_close", "1"),
         ];
         sysctl::write(side.node.namespace(), &short)?;
         let _servers = side.serve()?;

@@ -164,7 +164,7 @@ pub struct Service {
     pub external_local: bool,
     /// `loadBalancerSourceRanges`, as indices of [`RANGES`].
     pub ranges: Vec<usize>,
-    /// A label that takes it away from the proxy.
+    /// A label: the one that gives it to another proxy, or the one that means something on slices only.
     pub label: Option<&'static str>,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
@@ -310,7 +310,7 @@ pub fn external(family: Family, number: u8) -> IpAddr {
 
 /// The label that gives a Service to another proxy.
 pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// The label that takes a Service or slice away from every proxy.
+/// The label that takes a slice away from every proxy.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
 impl Service {
@@ -323,7 +323,7 @@ impl Service {
     /// Whether a proxy is to forward it.
     #[must_use]
     pub fn is_forwarded(&self) -> bool {
-        self.has_vip() && self.label.is_none()
+        self.has_vip() && self.label != Some(PROXY_NAME)
     }
 
     /// Whether the API server allows it an `externalTrafficPolicy`.

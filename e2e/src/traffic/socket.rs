@@ -21,7 +21,7 @@ pub(super) fn connect(
     target: SocketAddr,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
-    let socket = begin_connect(source, target)?;
+    let socket = begin_connect(bound(source, target, Type::STREAM)?, target)?;
     let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
     let limit = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
     if poll(&mut wanted, limit)? == 0 {
@@ -36,9 +36,8 @@ pub(super) fn connect(
     }
 }
 
-/// Begins to connect; the socket does not block.
-pub(super) fn begin_connect(source: Option<SocketAddr>, target: SocketAddr) -> io::Result<Socket> {
-    let socket = bound(source, target, Type::STREAM)?;
+/// Begins to connect; the socket does not block from then on.
+pub(super) fn begin_connect(socket: Socket, target: SocketAddr) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     match socket.connect(&target.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
@@ -59,11 +58,23 @@ pub(super) fn datagrams(
     target: SocketAddr,
     timeout: Duration,
 ) -> io::Result<UdpSocket> {
-    let fixed = source.filter(|source| source.port() != 0);
-    let socket = bound(fixed, target, Type::DGRAM)?;
-    if fixed.is_none() {
-        bind_to_fresh_port(&socket, source, target)?;
-    }
+    let socket = match source {
+        Some(_) => bound(source, target, Type::DGRAM)?,
+        None => fresh(None, target, Type::DGRAM)?,
+    };
+    prepare(socket, target, timeout)
+}
+
+/// A UDP socket of [`fresh`].
+pub(super) fn fresh_datagrams(
+    source: Option<IpAddr>,
+    target: SocketAddr,
+    timeout: Duration,
+) -> io::Result<UdpSocket> {
+    prepare(fresh(source, target, Type::DGRAM)?, target, timeout)
+}
+
+fn prepare(socket: Socket, target: SocketAddr, timeout: Duration) -> io::Result<UdpSocket> {
     // Without it UDP hides the errors that might pass, network unreachable among them (udp_err in the kernel).
     match target {
         SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?,
@@ -75,22 +86,23 @@ pub(super) fn datagrams(
     Ok(socket.into())
 }
 
-/// Takes source ports in turn. The kernel would draw them by lot, and now and then two attempts would draw the same
-/// one: the second belongs to the conntrack entry of the first, for the half minute that this lives, and goes where
-/// that went, whatever the rules say by then.
-fn bind_to_fresh_port(socket: &Socket, source: Option<SocketAddr>, target: SocketAddr) -> io::Result<()> {
+/// A socket with the next source port. The kernel would draw ports by lot, and now and then two attempts would draw the
+/// same one: the second belongs to the conntrack entry of the first, for as long as this lives, and goes where that went,
+/// whatever the rules say by then.
+pub(super) fn fresh(source: Option<IpAddr>, target: SocketAddr, kind: Type) -> io::Result<Socket> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let any = source.map_or(any, |source| source.ip());
+    let source = source.unwrap_or(any);
+    let socket = Socket::new(Domain::for_address(target), kind, None)?;
     let mut attempts = 0;
     loop {
         let port = 16_384 + NEXT.fetch_add(1, Ordering::Relaxed) % 49_152;
-        match socket.bind(&SocketAddr::from((any, port)).into()) {
+        match socket.bind(&SocketAddr::from((source, port)).into()) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && attempts < 100 => attempts += 1,
-            other => return other,
+            other => return other.map(|()| socket),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Result;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use socket2::SockRef;
+use socket2::{SockRef, Type};
 
 use super::{Outcome, Protocol, socket};
 use crate::Netns;
@@ -79,11 +79,14 @@ fn fire(shots: &[Shot], silence: Duration) -> Vec<Outcome> {
 }
 
 fn begin(shot: &Shot) -> io::Result<Waiting> {
-    let source = shot.source.map(|address| SocketAddr::new(address, 0));
+    let (source, target) = (shot.source, shot.target);
     Ok(match shot.protocol {
-        Protocol::Tcp => Waiting::Tcp(socket::begin_connect(source, shot.target)?.into()),
+        Protocol::Tcp => {
+            let socket = socket::fresh(source, target, Type::STREAM)?;
+            Waiting::Tcp(socket::begin_connect(socket, target)?.into())
+        }
         Protocol::Udp => {
-            let socket = socket::datagrams(source, shot.target, Duration::from_secs(1))?;
+            let socket = socket::fresh_datagrams(source, target, Duration::from_secs(1))?;
             socket.set_nonblocking(true)?;
             match socket.send(b"?\n") {
                 // A rule of this namespace's own output took it; whether it was refused or dropped, the socket will
