@@ -60,6 +60,7 @@ fn set(table: &mut ForwardingTable, diff: &mut Diff, at: u32, endpoints: u32) {
                 terminating: false,
                 local: at.is_multiple_of(100) && nth == 0,
                 for_nodes: None,
+                unplaced: false,
                 for_zones: None,
             })
             .collect(),

@@ -24,6 +24,8 @@ struct Candidate {
     /// Serves while it terminates (KEP-1669).
     terminating: bool,
     local: bool,
+    /// Whether nothing says that it is elsewhere.
+    may_be_here: bool,
     /// Whether it has hints for nodes, and for zones.
     hinted: [bool; 2],
     /// Whether this node is, and its zone is, among them.
@@ -83,7 +85,7 @@ impl Candidates {
             chosen
                 .map(|(&address, it)| PoolEndpoint {
                     address,
-                    local: it.local,
+                    local: it.may_be_here,
                 })
                 .collect()
         };
@@ -106,6 +108,7 @@ impl Candidate {
         self.ready |= endpoint.ready;
         self.terminating |= !endpoint.ready && endpoint.serving && endpoint.terminating;
         self.local |= endpoint.local;
+        self.may_be_here |= endpoint.local || endpoint.unplaced;
         self.hinted[NODE] |= endpoint.for_nodes.is_some();
         self.meant[NODE] |= endpoint.for_nodes == Some(true);
         if let Some(zones) = &endpoint.for_zones {

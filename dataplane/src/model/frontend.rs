@@ -184,6 +184,6 @@ pub struct Pool {
 pub struct PoolEndpoint {
     /// Address and port of the endpoint.
     pub address: SocketAddr,
-    /// Whether it runs on this node, so that it can call itself through the Service (hairpin).
+    /// Whether it runs on this node, or nothing says where: it can call itself through the Service (hairpin).
     pub local: bool,
 }

@@ -101,6 +101,8 @@ pub struct Endpoint {
     pub terminating: bool,
     /// Whether `nodeName` is this node's name.
     pub local: bool,
+    /// Whether there is no `nodeName`, as in slices that people write: it may run anywhere, on this node too.
+    pub unplaced: bool,
     /// `hints.forNodes`: whether this node is among them; none when there are none.
     pub for_nodes: Option<bool>,
     /// `hints.forZones`; none when there are none. Shared by the endpoints of a slice that have the same.

@@ -61,6 +61,7 @@ pub(super) fn ready(address: &str) -> Endpoint {
         terminating: false,
         local: false,
         for_nodes: None,
+        unplaced: false,
         for_zones: None,
     }
 }

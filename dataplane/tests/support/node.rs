@@ -210,6 +210,7 @@ impl Node {
                     terminating: false,
                     local: address == self.at.pod,
                     for_nodes: None,
+                    unplaced: false,
                     for_zones: None,
                 })
                 .collect(),

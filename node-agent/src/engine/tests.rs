@@ -225,6 +225,7 @@ fn endpoints(lasts: &[u8]) -> Event {
         terminating: false,
         local: false,
         for_nodes: None,
+        unplaced: false,
         for_zones: None,
     };
     let slice = EndpointSlice {

@@ -34,6 +34,7 @@ fn slice(owner: &str, last: u8) -> Parsed<(ServiceName, EndpointSlice)> {
         terminating: false,
         local: false,
         for_nodes: None,
+        unplaced: false,
         for_zones: None,
     };
     let port = EndpointPort {

@@ -182,6 +182,7 @@ fn perform(op: &Op, table: &mut ForwardingTable, diff: &mut Diff) {
                         serving: true,
                         terminating: false,
                         for_nodes: None,
+                        unplaced: false,
                         for_zones: None,
                         local: bit == 0,
                     })

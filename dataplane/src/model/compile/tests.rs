@@ -111,6 +111,19 @@ fn an_endpoint_in_two_slices_counts_once() {
 }
 
 #[test]
+fn an_endpoint_without_a_node_may_call_itself_and_is_not_local() {
+    let mut written_by_hand = slice(&["10.0.1.1"]);
+    written_by_hand.endpoints[0].unplaced = true;
+    let mut web = service("web", &["10.96.0.1"]);
+    let compiled = compile(&web, [&written_by_hand], &context());
+    assert!(compiled.pools[0].1.endpoints[0].local);
+
+    web.internal_policy = TrafficPolicy::Local;
+    let compiled = compile(&web, [&written_by_hand], &context());
+    assert!(compiled.pools.is_empty(), "{compiled:?}");
+}
+
+#[test]
 fn families_share_nothing() {
     let web = service("web", &["10.96.0.1", "fd00:96::1"]);
     let compiled = compile(&web, &[slice(&["10.0.1.1"])], &context());

@@ -129,6 +129,7 @@ impl SlimSlice {
                 serving: entry.conditions.serving.unwrap_or(true),
                 terminating: entry.conditions.terminating.unwrap_or(false),
                 local: entry.node_name.as_deref() == Some(node),
+                unplaced: entry.node_name.is_none(),
                 for_nodes: (!hints.for_nodes.is_empty()).then_some(for_nodes),
                 for_zones: zones.share(&hints.for_zones),
             });

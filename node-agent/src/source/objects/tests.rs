@@ -107,15 +107,15 @@ fn a_slice_is_read_with_its_conditions() {
     let seen: Vec<_> = slice
         .endpoints
         .iter()
-        .map(|e| (e.ready, e.serving, e.terminating, e.local))
+        .map(|e| (e.ready, e.serving, e.terminating, e.local, e.unplaced))
         .collect();
     assert_eq!(
         seen,
         [
-            (true, true, false, true),
-            (false, true, true, false),
-            (true, true, false, false),
-            (false, true, true, false)
+            (true, true, false, true, false),
+            (false, true, true, false, true),
+            (true, true, false, false, false),
+            (false, true, true, false, true)
         ]
     );
     assert!(parsed.problems[0].contains("999.0.0.1") && parsed.problems.len() == 1);
