@@ -201,6 +201,7 @@ fn dns(number: u32, endpoints: &[Ipv4Addr]) -> (Service, EndpointSlice) {
                 serving: true,
                 terminating: false,
                 local: false,
+                unplaced: false,
                 for_nodes: None,
                 for_zones: None,
             })

@@ -46,6 +46,7 @@ fn slice(ready: &[&str], terminating: &[&str]) -> EndpointSlice {
         serving: true,
         terminating: !ready,
         local: false,
+        unplaced: false,
         for_nodes: None,
         for_zones: None,
     };

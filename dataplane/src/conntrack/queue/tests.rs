@@ -311,6 +311,7 @@ impl World {
                     serving: state < 3,
                     terminating: state == 2,
                     local: *address == ENDPOINTS[0],
+                    unplaced: false,
                     for_nodes: None,
                     for_zones: None,
                 })

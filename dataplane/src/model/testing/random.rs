@@ -142,6 +142,7 @@ fn endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
                 serving,
                 terminating,
                 local: last % 2 == 1,
+                unplaced: last == 4,
                 for_nodes,
                 for_zones,
             }

@@ -264,7 +264,8 @@ impl State {
                 ready: it.ready,
                 serving: it.serving,
                 terminating: it.terminating,
-                local,
+                local: local && !it.unplaced,
+                unplaced: it.unplaced,
                 for_nodes: it
                     .nodes
                     .as_ref()

@@ -15,6 +15,7 @@ pub struct EndpointWords {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    pub unplaced: bool,
     pub nodes: Option<Vec<String>>,
     pub zones: Option<Vec<String>>,
 }
@@ -32,6 +33,7 @@ impl TryFrom<String> for EndpointWords {
             ready: true,
             serving: true,
             terminating: false,
+            unplaced: false,
             nodes: None,
             zones: None,
         };
@@ -45,9 +47,10 @@ impl TryFrom<String> for EndpointWords {
                 None if word == "stopped" => {
                     (found.ready, found.serving, found.terminating) = (false, false, true);
                 }
+                None if word == "unplaced" => found.unplaced = true,
                 _ => {
                     return Err(format!(
-                        "endpoint {text:?}: {word:?} is none of unready, terminating, stopped, nodes=, zones="
+                        "endpoint {text:?}: {word:?} is none of unready, terminating, stopped, unplaced, nodes=, zones="
                     ));
                 }
             }
