@@ -133,6 +133,12 @@ pub enum Error {
         /// The limit.
         seconds: u64,
     },
+    /// nf_tables did not do what was asked.
+    #[error(transparent)]
+    Netlink(#[from] crate::netlink::socket::NetlinkError),
+    /// The table has more of something than the kernel's maps can number.
+    #[error("the node cannot forward this much in this mode: {0}")]
+    TooMuch(String),
     /// Reading or writing failed.
     #[error("{what}: {source}")]
     Io {

@@ -8,4 +8,5 @@ pub mod conntrack;
 pub mod iptables;
 pub mod model;
 pub mod netlink;
+pub mod nftables;
 pub mod sysctl;

@@ -25,7 +25,7 @@ use pointsman_dataplane::model::{
 };
 
 use support::namespace::Namespace;
-use support::node::{NODE_PORT, Node, PORT, TARGET};
+use support::node::{Mode, NODE_PORT, Node, PORT, TARGET};
 use support::talk::{Connection, serve};
 
 /// Makes a test of each function, for each family.
@@ -85,7 +85,7 @@ fn cleaner(host: &Namespace) -> (Cleaner, mpsc::Receiver<u64>) {
 
 impl Site {
     fn new(family: Family) -> Self {
-        let node = Node::new(Variant::Nft, family);
+        let node = Node::new(Mode::Iptables(Variant::Nft), family);
         let (cleaner, walks) = cleaner(&node.host);
         let mut site = Self { node, cleaner, walks };
         site.sync(&[]);

@@ -20,6 +20,7 @@ use std::time::Duration;
 use pointsman_dataplane::backend::Backend;
 use pointsman_dataplane::iptables::{Iptables, Variant};
 use pointsman_dataplane::model::{Family, Target, Verdict};
+use pointsman_dataplane::nftables::Nftables;
 
 use support::flows::families::Families;
 use support::flows::state::{Flow, Moment, State, said};
@@ -47,6 +48,7 @@ macro_rules! on_every_backend {
 on_every_backend! {
     iptables_legacy: |family, folder| super::iptables(super::Variant::Legacy, family, folder);
     iptables_nft: |family, folder| super::iptables(super::Variant::Nft, family, folder);
+    nftables: |family, _folder| Box::new(super::Nftables::new(family));
 }
 
 fn iptables(variant: Variant, family: Family, folder: &Path) -> Box<dyn Backend> {

@@ -18,16 +18,16 @@ use std::thread;
 use pointsman_dataplane::iptables::Variant;
 use pointsman_dataplane::model::{DetectLocal, Family, NodePortAddresses, Protocol, Service};
 
-use support::node::{NODE_PORT, Node, PORT, TARGET};
+use support::node::{Mode, NODE_PORT, Node, PORT, TARGET};
 use support::talk::{Connection, ask, nobody_answers, outcome};
 
 /// Makes a test of each function, for each variant and family.
 macro_rules! on_every_kind {
     ($($name:ident)*) => {
-        mod legacy_v4 { $(#[test] fn $name() { super::$name(super::Node::new(super::Variant::Legacy, super::Family::V4)); })* }
-        mod legacy_v6 { $(#[test] fn $name() { super::$name(super::Node::new(super::Variant::Legacy, super::Family::V6)); })* }
-        mod nft_v4 { $(#[test] fn $name() { super::$name(super::Node::new(super::Variant::Nft, super::Family::V4)); })* }
-        mod nft_v6 { $(#[test] fn $name() { super::$name(super::Node::new(super::Variant::Nft, super::Family::V6)); })* }
+        mod legacy_v4 { $(#[test] fn $name() { super::$name(super::Node::new(super::Mode::Iptables(super::Variant::Legacy), super::Family::V4)); })* }
+        mod legacy_v6 { $(#[test] fn $name() { super::$name(super::Node::new(super::Mode::Iptables(super::Variant::Legacy), super::Family::V6)); })* }
+        mod nft_v4 { $(#[test] fn $name() { super::$name(super::Node::new(super::Mode::Iptables(super::Variant::Nft), super::Family::V4)); })* }
+        mod nft_v6 { $(#[test] fn $name() { super::$name(super::Node::new(super::Mode::Iptables(super::Variant::Nft), super::Family::V6)); })* }
     };
 }
 
@@ -362,7 +362,7 @@ fn a_change_after_a_failure_reads_the_kernel(mut node: Node) {
     let diff = std::mem::take(&mut node.diff);
     let host = node.host.clone();
     let result =
-        host.run(|| pointsman_dataplane::backend::Backend::apply(&mut node.backend, &node.table, &diff));
+        host.run(|| pointsman_dataplane::backend::Backend::apply(&mut *node.backend, &node.table, &diff));
     if result.is_err() {
         assert!(!node.observe().is_clean());
     }
@@ -416,7 +416,8 @@ fn teardown_under_a_drop_policy_keeps_the_connection(mut node: Node) {
     assert_eq!(connection.ask().unwrap(), before);
     node.teardown();
     let host = node.host.clone();
-    host.run(|| node.backend.remove_grace_rule()).unwrap();
+    let mut iptables = node.iptables();
+    host.run(|| iptables.remove_grace_rule()).unwrap();
     assert_eq!(
         node.save("filter"),
         "*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\nCOMMIT\n"
@@ -460,7 +461,8 @@ fn what_others_wrote_stays(mut node: Node) {
     assert_eq!(before, (theirs(node.save("nat")), theirs(node.save("filter"))));
     node.teardown();
     let host = node.host.clone();
-    host.run(|| node.backend.remove_grace_rule()).unwrap();
+    let mut iptables = node.iptables();
+    host.run(|| iptables.remove_grace_rule()).unwrap();
     assert_eq!(before, (node.save("nat"), node.save("filter")));
 }
 

@@ -1,16 +1,16 @@
 //! client ── node ── servers, and a pod of the node's own.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pointsman_dataplane::backend::Backend as _;
-use pointsman_dataplane::backend::{Observed, Report};
+use pointsman_dataplane::backend::{Backend, Observed, Report};
 use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
 use pointsman_dataplane::model::{
     Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, NodeFacts,
     NodePortAddresses, Protocol, Service, ServiceName, ServicePort, Settings, compile,
 };
+use pointsman_dataplane::nftables::Nftables;
 
 use super::namespace::Namespace;
 use super::talk::serve;
@@ -65,23 +65,39 @@ impl Addresses {
     }
 }
 
+/// What programs a node's kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Iptables(Variant),
+    Nftables,
+}
+
+impl Mode {
+    fn backend(self, family: Family, folder: &Path) -> Box<dyn Backend> {
+        match self {
+            Self::Iptables(variant) => Box::new(iptables(variant, family, folder)),
+            Self::Nftables => Box::new(Nftables::new(family)),
+        }
+    }
+}
+
 /// A node with its backend and table.
 pub struct Node {
     pub family: Family,
-    pub variant: Variant,
+    pub mode: Mode,
     pub client: Namespace,
     pub host: Namespace,
     pub pod: Namespace,
     pub servers: Namespace,
     pub at: Addresses,
     pub table: ForwardingTable,
-    pub backend: Iptables,
+    pub backend: Box<dyn Backend>,
     pub diff: Diff,
     _folder: tempfile::TempDir,
 }
 
 impl Node {
-    pub fn new(variant: Variant, family: Family) -> Self {
+    pub fn new(mode: Mode, family: Family) -> Self {
         let [client, host, pod, servers] = [(); 4].map(|()| Namespace::new());
         host.become_router();
         for (name, other) in [("client0", &client), ("pod0", &pod), ("servers0", &servers)] {
@@ -117,11 +133,10 @@ impl Node {
         serve(&pod, SocketAddr::new(at.pod, TARGET));
 
         let folder = tempfile::tempdir().unwrap();
-        let backend = Iptables::new(family, programs(variant, family, folder.path().join("lock"))).unwrap();
-        assert_eq!(backend.variant(), variant);
+        let backend = mode.backend(family, folder.path());
         let mut node = Self {
             family,
-            variant,
+            mode,
             client,
             host,
             pod,
@@ -138,8 +153,19 @@ impl Node {
 
     /// A second backend on the same node, as after a restart of the agent.
     pub fn restart(&mut self) {
-        let lock = self._folder.path().join("lock");
-        self.backend = Iptables::new(self.family, programs(self.variant, self.family, lock)).unwrap();
+        self.backend = self.mode.backend(self.family, self._folder.path());
+    }
+
+    /// An iptables backend on the same node.
+    pub fn iptables(&self) -> Iptables {
+        iptables(self.variant(), self.family, self._folder.path())
+    }
+
+    fn variant(&self) -> Variant {
+        match self.mode {
+            Mode::Iptables(variant) => variant,
+            Mode::Nftables => panic!("there is no iptables in mode nftables"),
+        }
     }
 
     /// The node's facts, with this way to recognise pods.
@@ -273,7 +299,7 @@ impl Node {
     }
 
     fn program(&self, verb: &str) -> String {
-        let programs = Programs::find(self.family, Some(self.variant));
+        let programs = Programs::find(self.family, Some(self.variant()));
         let path = if verb == "save" {
             programs.save
         } else {
@@ -285,6 +311,12 @@ impl Node {
     pub fn vip(&self) -> SocketAddr {
         SocketAddr::new(self.at.vip, PORT)
     }
+}
+
+fn iptables(variant: Variant, family: Family, folder: &Path) -> Iptables {
+    let iptables = Iptables::new(family, programs(variant, family, folder.join("lock"))).unwrap();
+    assert_eq!(iptables.variant(), variant);
+    iptables
 }
 
 /// The programs of one variant, with a lock of the test's own.

@@ -1,0 +1,266 @@
+//! Talking to nf_tables: transactions and dumps over one socket. Calls block.
+
+use std::io;
+use std::time::Duration;
+
+use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+use super::attribute::{Attributes, HEADER, Message, Messages};
+use super::nftables::{Batch, Listing, TableName, Transaction, generation, generation_request, request};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// A dump during which something changed (`NLM_F_DUMP_INTR`).
+const DUMP_INTERRUPTED: u16 = 0x10;
+/// The payload of the request is not in the answer (`NLM_F_CAPPED`).
+const CAPPED: u16 = 0x100;
+/// The answer has attributes behind the error (`NLM_F_ACK_TLVS`).
+const HAS_TEXT: u16 = 0x200;
+/// Text of an error (`NLMSGERR_ATTR_MSG`).
+const ERROR_TEXT: u16 = 1;
+
+/// A transaction is one datagram, and must fit.
+const SEND_BUFFER: usize = 32 << 20;
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// The kernel answers while it handles a request; a commit of a large table takes a second or two.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// How often a dump is begun again because the ruleset changed under it.
+const DUMP_TRIES: usize = 20;
+
+/// Why nf_tables did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// It refused a message.
+    #[error("nf_tables refused {what}: {source}{}", if text.is_empty() { String::new() } else { format!(" ({text})") })]
+    Refused {
+        /// What the message was about.
+        what: String,
+        /// The kernel's error.
+        source: io::Error,
+        /// What it said of it.
+        text: String,
+    },
+    /// The socket failed.
+    #[error("talking to nf_tables: {0}")]
+    Socket(#[from] io::Error),
+    /// The ruleset changed whenever it was read.
+    #[error(
+        "the nf_tables ruleset changed while it was read, {DUMP_TRIES} times in a row: something rewrites it all the time"
+    )]
+    Unsteady,
+}
+
+impl NetlinkError {
+    /// The kernel's error number, if it refused something.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } | Self::Socket(source) => source.raw_os_error(),
+            Self::Unsteady => None,
+        }
+    }
+}
+
+/// A socket to nf_tables of the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Socket {
+    netlink: Netlink,
+    sequence: u32,
+    port: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When the kernel has no nfnetlink or the process may not talk to it.
+    pub fn open() -> io::Result<Self> {
+        let mut netlink = Netlink::new(NETLINK_NETFILTER)?;
+        let address = netlink.bind_auto()?;
+        netlink.set_ext_ack(true)?;
+        netlink.set_cap_ack(true)?;
+        setsockopt(&netlink, sockopt::SndBufForce, &SEND_BUFFER)?;
+        setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+        let limit = TimeVal::new(ANSWER_LIMIT.as_secs().cast_signed(), 0);
+        setsockopt(&netlink, sockopt::ReceiveTimeout, &limit)?;
+        Ok(Self {
+            netlink,
+            sequence: 0,
+            port: address.port_number(),
+            buffer: vec![0; 1 << 16],
+        })
+    }
+
+    /// The netlink port: what the kernel's notifications call the sender of this socket's transactions.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// A transaction whose messages have numbers that this socket did not use yet.
+    pub fn batch(&mut self, table: TableName) -> Batch {
+        self.sequence = self.sequence.wrapping_add(1);
+        Batch::new(table, self.sequence)
+    }
+
+    /// Commits a transaction.
+    ///
+    /// # Errors
+    /// When the kernel refused a message: then nothing was changed.
+    pub fn commit(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
+        let (first, last) = transaction.sequences;
+        self.sequence = last.wrapping_add(1);
+        self.netlink
+            .send_to(&transaction.bytes, &SocketAddr::new(0, 0), 0)?;
+        let mut refused = None;
+        loop {
+            let (mut acknowledged, mut aborted) = (false, false);
+            self.receive(|message| {
+                // Answers of an earlier request that was given up are passed over.
+                let is_ours = message.sequence.wrapping_sub(first) <= last.wrapping_sub(first);
+                if message.kind != NLMSG_ERROR || !is_ours {
+                    return;
+                }
+                let (errno, text) = error(message);
+                if errno != 0 && refused.is_none() {
+                    refused = Some(NetlinkError::Refused {
+                        what: transaction.name_of(message.sequence).to_owned(),
+                        source: io::Error::from_raw_os_error(errno),
+                        text,
+                    });
+                }
+                acknowledged |= message.sequence == last;
+                // An error of the opening message is one of the whole transaction, and the only answer.
+                aborted |= message.sequence == first && errno != 0;
+            })?;
+            if acknowledged || aborted {
+                return refused.map_or(Ok(()), Err);
+            }
+        }
+    }
+
+    /// Reads a listing: calls back for every message of it. When something changed meanwhile, `again` is called and
+    /// the listing begins anew.
+    ///
+    /// # Errors
+    /// When the kernel refused, or the ruleset never held still.
+    pub fn list(
+        &mut self,
+        table: TableName,
+        listing: Listing<'_>,
+        mut again: impl FnMut(),
+        mut each: impl FnMut(&Message<'_>),
+    ) -> Result<(), NetlinkError> {
+        for _ in 0..DUMP_TRIES {
+            self.sequence = self.sequence.wrapping_add(1);
+            let sequence = self.sequence;
+            self.netlink
+                .send_to(&request(table, listing, sequence), &SocketAddr::new(0, 0), 0)?;
+            let (mut interrupted, mut ended) = (false, None);
+            while ended.is_none() {
+                self.receive(|message| {
+                    if message.sequence != sequence {
+                        return;
+                    }
+                    interrupted |= message.flags & DUMP_INTERRUPTED != 0;
+                    match message.kind {
+                        NLMSG_DONE => ended = Some(0),
+                        NLMSG_ERROR => ended = Some(error(message).0),
+                        _ => each(message),
+                    }
+                })?;
+            }
+            match ended {
+                Some(errno) if errno == nix::errno::Errno::EINTR as i32 => (),
+                Some(errno) if errno != 0 => {
+                    return Err(NetlinkError::Refused {
+                        what: format!("listing {listing:?}"),
+                        source: io::Error::from_raw_os_error(errno),
+                        text: String::new(),
+                    });
+                }
+                _ if !interrupted => return Ok(()),
+                _ => (),
+            }
+            again();
+        }
+        Err(NetlinkError::Unsteady)
+    }
+
+    /// The ruleset's generation: it changes with every transaction of anybody in this network namespace.
+    ///
+    /// # Errors
+    /// When the kernel has no nf_tables.
+    pub fn generation(&mut self) -> Result<u32, NetlinkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        self.netlink
+            .send_to(&generation_request(sequence), &SocketAddr::new(0, 0), 0)?;
+        let mut found = None;
+        while found.is_none() {
+            self.receive(|message| {
+                if message.sequence == sequence {
+                    found = Some(match message.kind {
+                        NLMSG_ERROR => Err(error(message).0),
+                        _ => Ok(generation(message).unwrap_or(0)),
+                    });
+                }
+            })?;
+        }
+        match found {
+            Some(Ok(generation)) => Ok(generation),
+            Some(Err(errno)) => Err(NetlinkError::Refused {
+                what: "the question for its generation".to_owned(),
+                source: io::Error::from_raw_os_error(errno),
+                text: String::new(),
+            }),
+            None => Ok(0),
+        }
+    }
+
+    /// Receives one datagram.
+    fn receive(&mut self, mut each: impl FnMut(&Message<'_>)) -> Result<(), NetlinkError> {
+        let mut room = std::mem::take(&mut self.buffer);
+        let received = loop {
+            let mut free: &mut [u8] = &mut room;
+            match self.netlink.recv(&mut free, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                other => break other,
+            }
+        };
+        let outcome = received.map(|length| {
+            for message in Messages(room.get(..length).unwrap_or_default()) {
+                each(&message);
+            }
+        });
+        self.buffer = room;
+        Ok(outcome?)
+    }
+}
+
+/// The error in an answer of type `NLMSG_ERROR`, 0 for success, and what the kernel said of it.
+fn error(message: &Message<'_>) -> (i32, String) {
+    let errno = message
+        .payload
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, i32::from_ne_bytes);
+    let request = if message.flags & CAPPED != 0 {
+        HEADER
+    } else {
+        let length = message.payload.get(4..8).and_then(|bytes| bytes.try_into().ok());
+        length.map_or(HEADER, |bytes| u32::from_ne_bytes(bytes) as usize)
+    };
+    let text = if message.flags & HAS_TEXT != 0 {
+        let attributes = message.payload.get(4 + super::attribute::aligned(request)..);
+        Attributes(attributes.unwrap_or_default())
+            .text(ERROR_TEXT)
+            .unwrap_or_default()
+    } else {
+        ""
+    };
+    (errno.saturating_neg(), text.to_owned())
+}

@@ -1,0 +1,351 @@
+//! The nftables backend: a constant set of chains, and maps that a packet finds its Service through, written over
+//! netlink. No program is needed.
+//!
+//! ```text
+//! nat prerouting, output ─▶ services: frontends { address . protocol . port : number }  ─▶ dispatch
+//!                                     cluster-ips ─▶ refuse; ServiceCIDRs ─▶ drop
+//!                                     node-addresses, node-ports { protocol . port : number } ─▶ dispatch
+//! dispatch: restricted?  sources { number . range }, restricted { number : number }, or drop
+//!           external?    from here: as it is; from elsewhere: outside { pool : pool }
+//!           masquerade?  marks the packet
+//!           pools { pool : class and pool }, classes { class : chain }
+//! pick-n:   endpoints { pool . slot : address . port } with a random slot below n
+//! sticky-n-t, hit-n-t, fresh-n-t: the same with affinity-t { pool . client : member }, stable { pool . slot : member },
+//!           members { member : address . port }
+//! nat postrouting: masquerades what is marked, and hairpins
+//! ```
+//!
+//! The kernel validates chains at every commit that touches rules or verdict maps; here a change of a Service or an
+//! endpoint touches plain elements only, whatever the size of the table. The rooms:
+//! - [`layout`], [`picks`], [`words`]: chains and rules; [`sets`]: what the maps are made as;
+//! - [`number`]: what a packet carries from one lookup to the next;
+//! - [`entry`]: elements, typed and as bytes;
+//! - [`pool`], [`state`]: what a change of the model means, in which order;
+//! - [`snapshot`], [`adopt`]: reading back, and keeping what is right already;
+//! - [`mod@write`], in transactions.
+
+mod adopt;
+mod entry;
+mod layout;
+mod number;
+mod picks;
+mod pool;
+mod sets;
+mod snapshot;
+mod state;
+mod words;
+mod write;
+
+use std::collections::HashMap;
+use std::io;
+
+use crate::backend::{Backend, Error, Observed, Report};
+use crate::model::{Context, Diff, Family, ForwardingTable};
+use crate::netlink::nftables::{self, Listing};
+use crate::netlink::socket::{NetlinkError, Socket};
+use adopt::Found;
+use entry::Map;
+use layout::{Chain, INVALID, TABLE, chains, grace};
+use picks::class_chains;
+use snapshot::{Digests, Snapshot, add_to};
+use state::State;
+use write::{Unsent, Writing};
+
+/// How many differences are spelled out.
+const SPELLED_OUT: usize = 8;
+
+/// Programs the Services of one family into an nf_tables table of its own.
+#[derive(Debug)]
+pub struct Nftables {
+    family: Family,
+    /// Opened when it is first needed, in the network namespace of the thread that needs it.
+    socket: Option<Socket>,
+    /// What the kernel holds as far as we know; none before the first sync and after a failure.
+    held: Option<Held>,
+}
+
+/// What was written, and in which generation of the ruleset.
+#[derive(Debug)]
+struct Held {
+    state: State,
+    context: Context,
+    /// The generation after our last transaction, if nobody else had one.
+    generation: u32,
+}
+
+impl Nftables {
+    /// A backend for one family.
+    #[must_use]
+    pub fn new(family: Family) -> Self {
+        Self {
+            family,
+            socket: None,
+            held: None,
+        }
+    }
+
+    /// Removes what [`Backend::teardown`] left for connections that live on. For when they have ended, or nobody minds:
+    /// unless something else on the node translates addresses, those that are left break.
+    ///
+    /// # Errors
+    /// When the table could not be removed.
+    pub fn remove_grace_table(&mut self) -> Result<(), Error> {
+        let family = self.family;
+        let socket = self.socket()?;
+        if Snapshot::read(socket, family, || (), |_| ())
+            .map_err(failed)?
+            .is_there
+        {
+            let mut batch = socket.batch(layout::table(family));
+            batch.delete_table();
+            socket.commit(&batch.finish()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn socket(&mut self) -> Result<&mut Socket, Error> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => Socket::open().map_err(no_nf_tables)?,
+        };
+        Ok(self.socket.insert(socket))
+    }
+
+    /// Brings a table that can be kept to what is wanted, or makes one.
+    fn write_all(&mut self, table: &ForwardingTable) -> Result<Report, Error> {
+        let family = self.family;
+        let socket = self.socket()?;
+        let found = std::cell::RefCell::new(Found::default());
+        let snapshot = Snapshot::read(
+            socket,
+            family,
+            || *found.borrow_mut() = Found::default(),
+            |entry| found.borrow_mut().add(entry),
+        )
+        .map_err(failed)?;
+        let found = found.into_inner();
+        let context = table.context();
+        let wanted = chains(context, family);
+        let foreign = snapshot.is_there.then(|| snapshot.is_foreign(family)).flatten();
+        let mut writing = Writing::new(socket, family, snapshot.generation);
+        let state = if snapshot.is_there && foreign.is_none() {
+            let (mut state, strays) = found.adopt(table, family);
+            let mut change = state.become_table(table).map_err(full)?;
+            change.stages.shrink.extend(strays);
+            let unsent = Unsent::repair(&snapshot, wanted, &state, &change);
+            writing.send(&change, unsent)?;
+            state
+        } else {
+            if let Some(why) = foreign {
+                tracing::info!(%family, why, "replacing a table that an older agent made");
+            }
+            let mut state = State::new(family);
+            let change = state.become_table(table).map_err(full)?;
+            writing.make(&wanted, &state, &change, snapshot.is_there)?;
+            state
+        };
+        let (report, generation) = writing.done();
+        self.held = Some(Held {
+            state,
+            context: context.clone(),
+            generation,
+        });
+        Ok(report)
+    }
+}
+
+impl Backend for Nftables {
+    fn family(&self) -> Family {
+        self.family
+    }
+
+    fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error> {
+        // Taken out: after a failure nothing is known, and the next call reads the kernel.
+        let Some(mut held) = self.held.take() else {
+            return self.sync(table);
+        };
+        let change = held.state.change(table, diff).map_err(full)?;
+        let family = self.family;
+        let mut unsent = Unsent::default();
+        if diff.context {
+            let before = chains(&held.context, family);
+            let after = chains(table.context(), family);
+            let differs = |chain: &Chain| !before.contains(chain);
+            unsent.chains = after.into_iter().filter(differs).collect();
+            held.context = table.context().clone();
+        }
+        let mut writing = Writing::new(self.socket()?, family, held.generation);
+        writing.send(&change, unsent)?;
+        let (report, generation) = writing.done();
+        held.generation = generation;
+        self.held = Some(held);
+        Ok(report)
+    }
+
+    fn sync(&mut self, table: &ForwardingTable) -> Result<Report, Error> {
+        self.held = None;
+        self.write_all(table)
+    }
+
+    fn observe(&mut self) -> Result<Observed, Error> {
+        let family = self.family;
+        let Some(mut held) = self.held.take() else {
+            return Ok(Observed {
+                differences: vec!["nothing was written yet, or the last attempt failed".to_owned()],
+                ..Observed::default()
+            });
+        };
+        let socket = self.socket()?;
+        let invalid_dropped = match held.context.settings.accept_invalid {
+            true => None,
+            false => counted(socket, family, INVALID).map_err(failed)?,
+        };
+        // Nobody has changed anything in this network namespace since our last transaction.
+        if socket.generation().map_err(failed)? == held.generation {
+            self.held = Some(held);
+            return Ok(Observed {
+                invalid_dropped,
+                ..Observed::default()
+            });
+        }
+        let found = std::cell::RefCell::new(Digests::new());
+        let snapshot = Snapshot::read(
+            socket,
+            family,
+            || found.borrow_mut().clear(),
+            |entry| add_to(&mut found.borrow_mut(), &entry),
+        )
+        .map_err(failed)?;
+        let observed = Observed {
+            invalid_dropped,
+            ..compare(&held, &snapshot, &found.into_inner())
+        };
+        if observed.is_clean() {
+            held.generation = snapshot.generation;
+        }
+        self.held = Some(held);
+        Ok(observed)
+    }
+
+    /// Removes everything but a chain without which the kernel would stop translating established connections
+    /// ([`layout::grace`]). [`Nftables::remove_grace_table`] removes that; a later sync takes over from it.
+    fn teardown(&mut self) -> Result<(), Error> {
+        self.held = None;
+        let family = self.family;
+        let socket = self.socket()?;
+        let snapshot = Snapshot::read(socket, family, || (), |_| ()).map_err(failed)?;
+        let left = grace();
+        if !snapshot.is_there || (snapshot.chains.len() == 1 && snapshot.has(&left)) {
+            return Ok(());
+        }
+        let mut batch = socket.batch(layout::table(family));
+        batch.delete_table();
+        batch.add_table();
+        write::put_chain(&mut batch, &left, &mut 0);
+        socket.commit(&batch.finish()).map_err(failed)
+    }
+}
+
+/// What differs between what was written and what was read.
+fn compare(held: &Held, snapshot: &Snapshot, found: &Digests) -> Observed {
+    let family = held.state.family;
+    let mut differences = Vec::new();
+    if !snapshot.is_there {
+        differences.push(format!("table {} is gone", layout::TABLE));
+    } else {
+        let mut expected: HashMap<String, Chain> = HashMap::new();
+        let of_classes = held
+            .state
+            .classes
+            .keys()
+            .flat_map(|class| class_chains(*class, family));
+        for chain in chains(&held.context, family).into_iter().chain(of_classes) {
+            expected.insert(chain.name.clone(), chain);
+        }
+        for chain in expected.values().filter(|chain| !snapshot.has(chain)) {
+            differences.push(match snapshot.chains.contains_key(&chain.name) {
+                true => format!("chain {}: other rules than were written", chain.name),
+                false => format!("chain {} is gone", chain.name),
+            });
+        }
+        for name in snapshot
+            .chains
+            .keys()
+            .filter(|name| !expected.contains_key(*name))
+        {
+            differences.push(format!("chain {name}: not one of those that were written"));
+        }
+        differences.extend(snapshot.is_foreign(family));
+        let mut wanted = Digests::new();
+        held.state.entries().for_each(|entry| add_to(&mut wanted, &entry));
+        for map in Map::ALL {
+            let (wanted, found) = (wanted.get(&map).copied(), found.get(&map).copied());
+            let (wanted, found) = (wanted.unwrap_or_default(), found.unwrap_or_default());
+            if wanted.count != found.count {
+                differences.push(format!(
+                    "map {}: {} elements instead of {}",
+                    map.name(),
+                    found.count,
+                    wanted.count
+                ));
+            } else if wanted != found {
+                differences.push(format!("map {}: other elements than were written", map.name()));
+            }
+        }
+    }
+    differences.sort_unstable();
+    let more = differences.len().saturating_sub(SPELLED_OUT);
+    differences.truncate(SPELLED_OUT);
+    Observed {
+        differences,
+        more,
+        ..Observed::default()
+    }
+}
+
+/// The packets of one of our counters; none when it is not there.
+fn counted(socket: &mut Socket, family: Family, counter: &str) -> Result<Option<u64>, NetlinkError> {
+    let mut found = None;
+    socket.list(
+        layout::table(family),
+        Listing::Counters,
+        || (),
+        |message| {
+            if let Some((TABLE, name, packets)) = nftables::counter(message)
+                && name == counter
+            {
+                found = Some(packets);
+            }
+        },
+    )?;
+    Ok(found)
+}
+
+fn failed(error: NetlinkError) -> Error {
+    let missing = [
+        nix::errno::Errno::EOPNOTSUPP,
+        nix::errno::Errno::EAFNOSUPPORT,
+        nix::errno::Errno::EPROTONOSUPPORT,
+    ];
+    match error.errno() {
+        Some(errno) if missing.iter().any(|known| *known as i32 == errno) => Error::MissingKernelFeature {
+            what: "nf_tables feature that this mode needs".to_owned(),
+            hint: format!(
+                "it said {error}; mode NFTables needs Linux 5.13 or newer with nf_tables, nft_nat and nft_fib"
+            ),
+        },
+        _ => Error::Netlink(error),
+    }
+}
+
+fn no_nf_tables(source: io::Error) -> Error {
+    Error::Io {
+        what: "opening a netlink socket to nf_tables (it needs CAP_NET_ADMIN, and a kernel with nfnetlink)"
+            .to_owned(),
+        source,
+    }
+}
+
+fn full(what: state::Full) -> Error {
+    Error::TooMuch(what.to_string())
+}

@@ -1,0 +1,218 @@
+//! A pool's slots: which endpoint is at which, so that a change moves as few as possible. Pure.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use super::entry::{Class, Entry};
+use super::number::{LAST_MEMBER, of_class, of_member};
+use crate::model::Pool;
+
+/// What the kernel has of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slots {
+    /// Its number in the maps.
+    pub(super) id: u32,
+    pub(super) slots: Vec<Slot>,
+    /// How many seconds clients keep their endpoint.
+    pub(super) affinity: Option<u32>,
+    /// The addresses of endpoints on this node.
+    pub(super) local: Vec<IpAddr>,
+    /// Where the search for a free member begins, so that one that is gone is given away as late as possible.
+    next_member: u16,
+}
+
+/// What a slot has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) endpoint: SocketAddr,
+    /// With affinity, the endpoint's member.
+    pub(super) member: Option<u16>,
+}
+
+/// What is written for a change of a pool, by when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stages {
+    /// First: nothing leads to these yet.
+    pub(super) grow: Vec<Entry>,
+    /// Then, at once: what a packet may meet changes from the old to the new.
+    pub(super) switch_out: Vec<Entry>,
+    pub(super) switch_in: Vec<Entry>,
+    /// Last: nothing leads to these any more.
+    pub(super) shrink: Vec<Entry>,
+}
+
+impl Stages {
+    /// An element whose value changes.
+    pub(super) fn switch(&mut self, before: Option<Entry>, after: Option<Entry>) {
+        if before != after {
+            self.switch_out.extend(before);
+            self.switch_in.extend(after);
+        }
+    }
+
+    /// An element that something else leads to: added before and removed after.
+    pub(super) fn support(&mut self, before: Option<Entry>, after: Option<Entry>) {
+        match (before, after) {
+            (None, Some(after)) => self.grow.push(after),
+            (Some(before), None) => self.shrink.push(before),
+            _ => self.switch(before, after),
+        }
+    }
+}
+
+impl Slots {
+    pub(super) fn new(id: u32) -> Self {
+        Self {
+            id,
+            ..Self::default()
+        }
+    }
+
+    /// How a packet of the pool picks; none while it has no slot.
+    pub(super) fn class(&self) -> Option<Class> {
+        let slots = u32::try_from(self.slots.len()).ok().filter(|slots| *slots > 0)?;
+        Some(match self.affinity {
+            Some(seconds) => Class::Sticky(slots, seconds),
+            None => Class::Pick(slots),
+        })
+    }
+
+    /// Takes in what the model has, or that the pool is gone, and notes what is to be written. Endpoints that stay keep
+    /// their slot, unless it is behind the end.
+    pub(super) fn change(&mut self, pool: Option<&Pool>, stages: &mut Stages) {
+        let before = std::mem::take(&mut self.slots);
+        let had_affinity = self.affinity.is_some();
+        let wanted: &[_] = pool.map(|pool| pool.endpoints.as_ref()).unwrap_or_default();
+        let local = wanted.iter().filter(|endpoint| endpoint.local);
+        self.local = local.map(|endpoint| endpoint.address.ip()).collect();
+        // More endpoints than there are members: clients are not remembered.
+        self.affinity = pool
+            .and_then(|pool| pool.affinity)
+            .filter(|_| wanted.len() <= usize::from(LAST_MEMBER));
+        let keeps_members = self.affinity.is_some();
+
+        let old: HashMap<SocketAddr, (usize, Option<u16>)> = before
+            .iter()
+            .enumerate()
+            .map(|(at, slot)| (slot.endpoint, (at, slot.member)))
+            .collect();
+        let mut slots: Vec<Option<SocketAddr>> = vec![None; wanted.len()];
+        let mut homeless = Vec::new();
+        for endpoint in wanted {
+            match old.get(&endpoint.address).and_then(|(at, _)| slots.get_mut(*at)) {
+                Some(place) if place.is_none() => *place = Some(endpoint.address),
+                _ => homeless.push(endpoint.address),
+            }
+        }
+        let mut homeless = homeless.into_iter();
+        let slots = slots
+            .into_iter()
+            .filter_map(|slot| slot.or_else(|| homeless.next()));
+        let mut used: Vec<bool> = Vec::new();
+        if keeps_members {
+            used = vec![false; usize::from(LAST_MEMBER) + 1];
+            for member in before.iter().filter_map(|slot| slot.member) {
+                if let Some(used) = used.get_mut(usize::from(member)) {
+                    *used = true;
+                }
+            }
+        }
+        let slots: Vec<SocketAddr> = slots.collect();
+        for endpoint in slots {
+            let member = if keeps_members {
+                let known = old.get(&endpoint).and_then(|(_, member)| *member);
+                known.or_else(|| self.free_member(&mut used))
+            } else {
+                None
+            };
+            self.slots.push(Slot { endpoint, member });
+        }
+        self.write(&before, had_affinity, stages);
+    }
+
+    /// A member that no endpoint has. Those of endpoints that go in this very change count as taken.
+    fn free_member(&mut self, used: &mut [bool]) -> Option<u16> {
+        for _ in 0..used.len() {
+            let member = self.next_member;
+            self.next_member = if member >= LAST_MEMBER { 0 } else { member + 1 };
+            if let Some(taken) = used.get_mut(usize::from(member))
+                && !*taken
+            {
+                *taken = true;
+                return Some(member);
+            }
+        }
+        None
+    }
+
+    /// Notes what differs from the slots before.
+    fn write(&self, before: &[Slot], had_affinity: bool, stages: &mut Stages) {
+        let id = self.id;
+        let count = self.slots.len().max(before.len());
+        for at in 0..count {
+            let number = u32::try_from(at).unwrap_or(u32::MAX);
+            let (old, new) = (before.get(at), self.slots.get(at));
+            let endpoint = |slot: &Slot| Entry::Endpoint(id, number, slot.endpoint);
+            let stable = |slot: &Slot| Some(Entry::Stable(id, number, of_member(slot.member?, id)));
+            stages.support(old.map(endpoint), new.map(endpoint));
+            stages.support(old.and_then(stable), new.and_then(stable));
+        }
+        if !had_affinity && self.affinity.is_none() {
+            return;
+        }
+        let members = |slots: &[Slot]| -> HashMap<u16, SocketAddr> {
+            let members = slots
+                .iter()
+                .filter_map(|slot| Some((slot.member?, slot.endpoint)));
+            members.collect()
+        };
+        let (old, new) = (members(before), members(&self.slots));
+        let member =
+            |(member, endpoint): (&u16, &SocketAddr)| Entry::Member(of_member(*member, id), *endpoint);
+        let added = new
+            .iter()
+            .filter(|(member, _)| !old.contains_key(member))
+            .map(member);
+        stages.grow.extend(added);
+        // A client must not be led to an endpoint that is gone: its member goes with the switch.
+        let gone = old
+            .iter()
+            .filter(|(member, _)| !new.contains_key(member))
+            .map(member);
+        stages.switch_out.extend(gone);
+    }
+
+    /// The pool's own element: how packets pick, where its class has this number.
+    pub(super) fn entry(&self, class: u16) -> Entry {
+        Entry::Pool(self.id, of_class(class, self.id))
+    }
+
+    /// The elements of its endpoints.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let id = self.id;
+        let slots = self.slots.iter().enumerate();
+        slots.flat_map(move |(at, slot)| {
+            let at = u32::try_from(at).unwrap_or(u32::MAX);
+            let member = slot.member.map(|member| of_member(member, id));
+            let endpoint = Entry::Endpoint(id, at, slot.endpoint);
+            let stable = member.map(|member| Entry::Stable(id, at, member));
+            let member = member.map(|member| Entry::Member(member, slot.endpoint));
+            std::iter::once(endpoint).chain(stable).chain(member)
+        })
+    }
+
+    /// A pool as it was read from the kernel.
+    pub(super) fn read(id: u32, affinity: Option<u32>, slots: Vec<Slot>) -> Self {
+        let last = slots.iter().filter_map(|slot| slot.member).max();
+        Self {
+            id,
+            slots,
+            affinity,
+            local: Vec::new(),
+            next_member: last.map_or(0, |last| if last >= LAST_MEMBER { 0 } else { last + 1 }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

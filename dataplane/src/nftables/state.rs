@@ -1,0 +1,531 @@
+//! What the kernel holds as far as we know, and what a change of the model means for it. Pure.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque, hash_map};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::entry::{Class, Entry};
+use super::number::{
+    DROP, DROP_CLASS, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, Identifiers, LAST_CLASS, MASQUERADE,
+    MASQUERADE_NON_LOCAL, REFUSE, REFUSE_CLASS, RESTRICTED, of_class,
+};
+use super::pool::{Slots, Stages};
+use crate::model::{
+    Action, Context, Diff, Family, ForwardingTable, Frontend, FrontendKey, Masquerade, Pool, PoolKey,
+};
+
+/// What the table holds of Services.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) family: Family,
+    pub(super) pools: HashMap<PoolKey, Slots>,
+    pub(super) frontends: HashMap<FrontendKey, Written>,
+    pub(super) classes: HashMap<Class, Known>,
+    pub(super) outside: Counted<u32, u32>,
+    pub(super) hairpins: Counted<IpAddr, ()>,
+    pub(super) cluster_ips: HashSet<IpAddr>,
+    pub(super) node_addresses: BTreeSet<IpAddr>,
+    pub(super) pool_ids: Identifiers,
+    pub(super) restriction_ids: Identifiers,
+    pub(super) class_ids: Identifiers,
+    /// Classes that no pool has, those first that have been so for longest.
+    pub(super) idle: VecDeque<Class>,
+    /// Whether the classes of [`COMMON`] are there for good.
+    has_common: bool,
+}
+
+/// Pools of up to so many endpoints find their class made. A new class costs more than a new element: the kernel walks
+/// a whole map when a rule of a new chain looks it up (`nf_tables_bind_set`), 4 ms for 100,000 endpoints.
+const COMMON: u32 = 64;
+/// So many classes are kept beyond those although no pool has them: a pool that grows comes by them again.
+const KEPT: usize = 64;
+
+/// What was written for a frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub(super) number: u32,
+    pub(super) restriction: Option<Restriction>,
+}
+
+/// Who may use a frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Restriction {
+    /// The number of the frontend without it.
+    pub(super) behind: u32,
+    pub(super) sources: Vec<IpNet>,
+}
+
+/// A class with its number and how many pools have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) number: u16,
+    pub(super) pools: usize,
+}
+
+/// Elements that several things ask for.
+#[derive(Debug)]
+pub(super) struct Counted<K, V> {
+    wanted: HashMap<K, (V, usize)>,
+    pub(super) written: HashMap<K, V>,
+    touched: HashSet<K>,
+}
+
+impl<K, V> Default for Counted<K, V> {
+    fn default() -> Self {
+        Self {
+            wanted: HashMap::new(),
+            written: HashMap::new(),
+            touched: HashSet::new(),
+        }
+    }
+}
+
+impl<K: Copy + Eq + std::hash::Hash, V: Copy + PartialEq> Counted<K, V> {
+    fn add(&mut self, key: K, value: V) {
+        let (known, count) = self.wanted.entry(key).or_insert((value, 0));
+        *known = value;
+        *count += 1;
+        self.touched.insert(key);
+    }
+
+    fn remove(&mut self, key: K) {
+        if let hash_map::Entry::Occupied(mut known) = self.wanted.entry(key) {
+            if known.get().1 > 1 {
+                known.get_mut().1 -= 1;
+            } else {
+                known.remove();
+            }
+        }
+        self.touched.insert(key);
+    }
+
+    /// Takes what was read from the kernel for what is written.
+    pub(super) fn adopt(&mut self, written: HashMap<K, V>) {
+        self.touched.extend(written.keys().copied());
+        self.written = written;
+    }
+
+    /// What is different since the last time: each key with its value before and after.
+    fn settle(&mut self) -> Vec<(K, Option<V>, Option<V>)> {
+        let touched: Vec<K> = self.touched.drain().collect();
+        let changes = touched.into_iter().map(|key| {
+            let after = self.wanted.get(&key).map(|(value, _)| *value);
+            let before = match after {
+                Some(after) => self.written.insert(key, after),
+                None => self.written.remove(&key),
+            };
+            (key, before, after)
+        });
+        changes.collect()
+    }
+}
+
+/// What a change means for the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// Classes whose chains have to be made first.
+    pub(super) new_classes: Vec<(Class, u16)>,
+    pub(super) stages: Stages,
+    /// Classes whose chains go last.
+    pub(super) old_classes: Vec<(Class, u16)>,
+}
+
+/// Why a change cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Full {
+    #[error("more than 1,048,560 Service ports with endpoints")]
+    Pools,
+    #[error("more than 4,080 different numbers of endpoints and affinity timeouts")]
+    Classes,
+    #[error("more than 1,048,576 load balancer IPs and ports with source ranges")]
+    Restrictions,
+}
+
+impl State {
+    pub(super) fn new(family: Family) -> Self {
+        Self {
+            family,
+            pools: HashMap::new(),
+            frontends: HashMap::new(),
+            classes: HashMap::new(),
+            outside: Counted::default(),
+            hairpins: Counted::default(),
+            cluster_ips: HashSet::new(),
+            node_addresses: BTreeSet::new(),
+            pool_ids: Identifiers::new(FIRST_POOL, ID),
+            restriction_ids: Identifiers::new(1, ID),
+            class_ids: Identifiers::new(FIRST_CLASS.into(), LAST_CLASS.into()),
+            idle: VecDeque::new(),
+            has_common: false,
+        }
+    }
+
+    /// The elements that are always there: the pools that refuse and drop.
+    pub(super) fn fixed() -> [Entry; 4] {
+        [
+            Entry::Class(REFUSE_CLASS, Class::Refuse),
+            Entry::Class(DROP_CLASS, Class::Drop),
+            Entry::Pool(REFUSE, of_class(REFUSE_CLASS, REFUSE)),
+            Entry::Pool(DROP, of_class(DROP_CLASS, DROP)),
+        ]
+    }
+
+    /// Takes in what a diff changes.
+    pub(super) fn change(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Change, Full> {
+        let family = self.family;
+        let pools = diff.pools.iter().filter(|(key, _)| key.family == family);
+        let frontends = diff.frontends.iter().filter(|(key, _)| key.family == family);
+        let addresses = diff
+            .cluster_ips
+            .iter()
+            .filter(|(ip, _)| Family::of(**ip) == family);
+        self.take_in(
+            pools.map(|(key, change)| (key, change.after.as_deref())),
+            frontends.map(|(key, change)| (key, change.after.as_ref())),
+            addresses.map(|(ip, change)| (*ip, change.after.is_some())),
+            diff.context.then(|| table.context()),
+        )
+    }
+
+    /// Takes in a whole table.
+    pub(super) fn become_table(&mut self, table: &ForwardingTable) -> Result<Change, Full> {
+        let family = self.family;
+        let gone_pools: Vec<_> = self
+            .pools
+            .keys()
+            .filter(|key| table.pool(key).is_none())
+            .cloned()
+            .collect();
+        let gone: Vec<_> = self
+            .frontends
+            .keys()
+            .filter(|key| table.frontend(key).is_none())
+            .copied()
+            .collect();
+        let gone_addresses: Vec<_> = self
+            .cluster_ips
+            .iter()
+            .filter(|ip| !table.is_cluster_ip(**ip))
+            .copied()
+            .collect();
+        let pools = table.pools().filter(|(key, _)| key.family == family);
+        let frontends = table.frontends().filter(|(key, _)| key.family == family);
+        let addresses = table.cluster_ips().filter(|ip| Family::of(*ip) == family);
+        self.take_in(
+            pools
+                .map(|(key, pool)| (key, Some(&**pool)))
+                .chain(gone_pools.iter().map(|key| (key, None))),
+            frontends
+                .map(|(key, frontend)| (key, Some(frontend)))
+                .chain(gone.iter().map(|key| (key, None))),
+            addresses
+                .map(|ip| (ip, true))
+                .chain(gone_addresses.into_iter().map(|ip| (ip, false))),
+            Some(table.context()),
+        )
+    }
+
+    fn take_in<'a>(
+        &mut self,
+        pools: impl Iterator<Item = (&'a PoolKey, Option<&'a Pool>)>,
+        frontends: impl Iterator<Item = (&'a FrontendKey, Option<&'a Frontend>)>,
+        cluster_ips: impl Iterator<Item = (IpAddr, bool)>,
+        context: Option<&Context>,
+    ) -> Result<Change, Full> {
+        let mut change = Change::default();
+        let idle_before = self.idle.len();
+        if !self.has_common {
+            for slots in 1..=COMMON {
+                self.acquire(Class::Pick(slots), &mut change)?;
+            }
+            self.has_common = true;
+        }
+        // Frontends need the pools that are there, and must leave those that go.
+        let mut gone = Vec::new();
+        for (key, pool) in pools {
+            match pool {
+                Some(pool) => self.change_pool(key, pool, &mut change)?,
+                None => gone.push(key),
+            }
+        }
+        for (key, frontend) in frontends {
+            self.change_frontend(key, frontend, &mut change)?;
+        }
+        for key in gone {
+            self.remove_pool(key, &mut change);
+        }
+        for (ip, is_there) in cluster_ips {
+            let changed = if is_there {
+                self.cluster_ips.insert(ip)
+            } else {
+                self.cluster_ips.remove(&ip)
+            };
+            if changed {
+                switch_set(is_there, Entry::ClusterIp(ip), &mut change.stages);
+            }
+        }
+        if let Some(context) = context {
+            let wanted: BTreeSet<IpAddr> = context.node_port_addresses(self.family).into_iter().collect();
+            for ip in wanted.symmetric_difference(&self.node_addresses) {
+                switch_set(wanted.contains(ip), Entry::NodeAddress(*ip), &mut change.stages);
+            }
+            self.node_addresses = wanted;
+        }
+        for (id, before, after) in self.outside.settle() {
+            let entry = |value| Entry::Outside(id, value);
+            change.stages.support(before.map(entry), after.map(entry));
+        }
+        for (ip, before, after) in self.hairpins.settle() {
+            let entry = |()| Entry::Hairpin(ip);
+            change.stages.support(before.map(entry), after.map(entry));
+        }
+        self.drop_idle(idle_before, &mut change);
+        Ok(change)
+    }
+
+    fn change_pool(&mut self, key: &PoolKey, pool: &Pool, change: &mut Change) -> Result<(), Full> {
+        let mut slots = match self.pools.remove(key) {
+            Some(slots) => slots,
+            None => Slots::new(self.pool_ids.take().ok_or(Full::Pools)?),
+        };
+        let before = slots.class();
+        self.count_hairpins(&slots.local, false);
+        slots.change(Some(pool), &mut change.stages);
+        self.count_hairpins(&slots.local, true);
+        let after = slots.class();
+        if before != after {
+            let number =
+                |class: Class, state: &Self| state.classes.get(&class).map_or(0, |known| known.number);
+            let old = before.map(|class| slots.entry(number(class, self)));
+            if let Some(class) = after {
+                self.acquire(class, change)?;
+            }
+            let new = after.map(|class| slots.entry(number(class, self)));
+            change.stages.support(old, new);
+            if let Some(class) = before {
+                self.release(class);
+            }
+        }
+        self.pools.insert(key.clone(), slots);
+        Ok(())
+    }
+
+    fn remove_pool(&mut self, key: &PoolKey, change: &mut Change) {
+        let Some(mut slots) = self.pools.remove(key) else {
+            return;
+        };
+        self.count_hairpins(&slots.local, false);
+        if let Some(class) = slots.class() {
+            let number = self.classes.get(&class).map_or(0, |known| known.number);
+            change.stages.shrink.push(slots.entry(number));
+            self.release(class);
+        }
+        slots.change(None, &mut change.stages);
+        self.pool_ids.give_back(slots.id);
+    }
+
+    fn count_hairpins(&mut self, local: &[IpAddr], comes: bool) {
+        for &ip in local {
+            if comes {
+                self.hairpins.add(ip, ());
+            } else {
+                self.hairpins.remove(ip);
+            }
+        }
+    }
+
+    fn acquire(&mut self, class: Class, change: &mut Change) -> Result<(), Full> {
+        if let Some(known) = self.classes.get_mut(&class) {
+            if known.pools == 0 {
+                self.idle.retain(|idle| *idle != class);
+            }
+            known.pools += 1;
+            return Ok(());
+        }
+        let number = self.class_ids.take().ok_or(Full::Classes)?;
+        let number = u16::try_from(number).map_err(|_| Full::Classes)?;
+        self.classes.insert(class, Known { number, pools: 1 });
+        change.new_classes.push((class, number));
+        Ok(())
+    }
+
+    fn release(&mut self, class: Class) {
+        if let Some(known) = self.classes.get_mut(&class) {
+            known.pools = known.pools.saturating_sub(1);
+            if known.pools == 0 {
+                self.idle.push_back(class);
+            }
+        }
+    }
+
+    /// Removes classes that have been idle for longest, but none that became so just now: a packet may still be on its
+    /// way to it.
+    fn drop_idle(&mut self, idle_before: usize, change: &mut Change) {
+        for _ in 0..idle_before {
+            if self.idle.len() <= KEPT {
+                return;
+            }
+            if let Some(class) = self.idle.pop_front()
+                && let Some(known) = self.classes.remove(&class)
+            {
+                self.class_ids.give_back(known.number.into());
+                change.old_classes.push((class, known.number));
+            }
+        }
+    }
+
+    fn change_frontend(
+        &mut self,
+        key: &FrontendKey,
+        frontend: Option<&Frontend>,
+        change: &mut Change,
+    ) -> Result<(), Full> {
+        let before = self.frontends.remove(key);
+        let behind = frontend.map(|frontend| self.number(frontend));
+        if let Some(before) = &before {
+            let number = before.restriction.as_ref().map_or(before.number, |it| it.behind);
+            if number & EXTERNAL != 0 {
+                self.outside.remove(number & ID);
+            }
+        }
+        if let (Some(number), Some(frontend)) = (behind, frontend)
+            && let Action::External { outside, .. } = &frontend.action
+        {
+            let outside = outside.as_ref().map_or(DROP, |pool| self.id(pool));
+            self.outside.add(number & ID, outside);
+        }
+        let after = match (behind, frontend) {
+            (Some(behind), Some(frontend)) => {
+                Some(self.write_frontend(behind, frontend, before.as_ref(), change)?)
+            }
+            _ => None,
+        };
+        let gone = before.as_ref().filter(|before| {
+            before.restriction.is_some() && after.as_ref().map(|after| after.number) != Some(before.number)
+        });
+        if let Some(Written {
+            number,
+            restriction: Some(restriction),
+        }) = gone
+        {
+            change.stages.shrink.extend(restriction.entries(*number));
+            self.restriction_ids.give_back(number & ID);
+        }
+        let entry = |written: &Written| Entry::Frontend(*key, written.number);
+        change
+            .stages
+            .switch(before.as_ref().map(entry), after.as_ref().map(entry));
+        if let Some(after) = after {
+            self.frontends.insert(*key, after);
+        }
+        Ok(())
+    }
+
+    /// The frontend's number. One with source ranges has a restriction in front; any change of that is a new one, so
+    /// that a packet meets all of the old or all of the new.
+    fn write_frontend(
+        &mut self,
+        behind: u32,
+        frontend: &Frontend,
+        before: Option<&Written>,
+        change: &mut Change,
+    ) -> Result<Written, Full> {
+        let Some(sources) = &frontend.sources else {
+            return Ok(Written {
+                number: behind,
+                restriction: None,
+            });
+        };
+        let restriction = Restriction {
+            behind,
+            // A set of intervals takes none that overlap.
+            sources: {
+                let mut sources = IpNet::aggregate(&sources.to_vec());
+                sources.sort_unstable();
+                sources
+            },
+        };
+        if let Some(before) = before.filter(|before| before.restriction.as_ref() == Some(&restriction)) {
+            return Ok(before.clone());
+        }
+        let number = RESTRICTED | self.restriction_ids.take().ok_or(Full::Restrictions)?;
+        change.stages.grow.extend(restriction.entries(number));
+        Ok(Written {
+            number,
+            restriction: Some(restriction),
+        })
+    }
+
+    fn id(&self, pool: &PoolKey) -> u32 {
+        // A table's frontends refer to its pools only; a packet that met anything else would be dropped.
+        self.pools.get(pool).map_or(DROP, |slots| slots.id)
+    }
+
+    fn number(&self, frontend: &Frontend) -> u32 {
+        match &frontend.action {
+            Action::Balance { pool, masquerade } => {
+                let flag = match masquerade {
+                    Masquerade::Always => MASQUERADE,
+                    Masquerade::NonLocal => MASQUERADE_NON_LOCAL,
+                };
+                flag | self.id(pool)
+            }
+            Action::External { inside, .. } => EXTERNAL | self.id(inside),
+            Action::Reject => REFUSE,
+            Action::Drop => DROP,
+        }
+    }
+
+    /// Every element that the kernel should have now.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let class_number = |class: &Class| self.classes.get(class).map_or(0, |known| known.number);
+        let pools = self.pools.values().flat_map(move |slots| {
+            let own = slots.class().map(|class| slots.entry(class_number(&class)));
+            own.into_iter().chain(slots.entries())
+        });
+        let frontends = self.frontends.iter().flat_map(|(key, written)| {
+            let restriction = written.restriction.as_ref();
+            let restriction = restriction
+                .map(|it| it.entries(written.number))
+                .unwrap_or_default();
+            std::iter::once(Entry::Frontend(*key, written.number)).chain(restriction)
+        });
+        let classes = self
+            .classes
+            .iter()
+            .map(|(class, known)| Entry::Class(known.number, *class));
+        let outside = self
+            .outside
+            .written
+            .iter()
+            .map(|(id, value)| Entry::Outside(*id, *value));
+        Self::fixed()
+            .into_iter()
+            .chain(classes)
+            .chain(pools)
+            .chain(frontends)
+            .chain(outside)
+            .chain(self.hairpins.written.keys().map(|ip| Entry::Hairpin(*ip)))
+            .chain(self.cluster_ips.iter().map(|ip| Entry::ClusterIp(*ip)))
+            .chain(self.node_addresses.iter().map(|ip| Entry::NodeAddress(*ip)))
+    }
+}
+
+fn switch_set(is_there: bool, entry: Entry, stages: &mut Stages) {
+    if is_there {
+        stages.switch_in.push(entry);
+    } else {
+        stages.switch_out.push(entry);
+    }
+}
+
+impl Restriction {
+    /// Its elements, under its number.
+    fn entries(&self, number: u32) -> Vec<Entry> {
+        let sources = self.sources.iter().map(|range| Entry::Source(number, *range));
+        std::iter::once(Entry::Restricted(number, self.behind))
+            .chain(sources)
+            .collect()
+    }
+}

@@ -1,0 +1,302 @@
+//! Transactions: in which order what is sent.
+
+use std::collections::BTreeSet;
+
+use super::entry::{Class, Entry, Map};
+use super::failed;
+use super::layout::{COUNTERS, Chain, table};
+use super::picks::class_chains;
+use super::pool::Stages;
+use super::sets::{affinity_seconds, affinity_set, set};
+use super::snapshot::Snapshot;
+use super::state::{Change, State};
+use super::words::PROTOCOLS;
+use crate::backend::{Error, Report};
+use crate::model::Family;
+use crate::netlink::expression::Expression;
+use crate::netlink::nftables::{Batch, Element, Hook, SET_ANONYMOUS, SET_CONSTANT, SetSpec};
+use crate::netlink::socket::Socket;
+
+/// Elements of one transaction: many, because each costs a round trip, and not all, because the kernel keeps a
+/// transaction in memory.
+const CHUNK: usize = 16_384;
+
+/// What is to be written of chains and sets, beside a change.
+#[derive(Debug, Default)]
+pub(super) struct Unsent {
+    /// Chains whose rules differ.
+    pub(super) chains: Vec<Chain>,
+    /// Those of them that are not there.
+    missing: Vec<(String, Option<Hook>)>,
+    missing_counters: Vec<&'static str>,
+    /// Affinity maps, by timeout, that are not there although a class uses them.
+    missing_sets: Vec<u32>,
+    /// Chains that are none of ours.
+    strays: Vec<String>,
+    /// Affinity maps that no class uses.
+    stray_sets: Vec<String>,
+    /// All chains that are there.
+    there: BTreeSet<String>,
+}
+
+impl Unsent {
+    /// What of a table that was read will not be as it should after a change. `wanted` are the chains that are there
+    /// whatever Services there are.
+    pub(super) fn repair(snapshot: &Snapshot, wanted: Vec<Chain>, state: &State, change: &Change) -> Self {
+        let family = state.family;
+        let is_new = |class: &&Class| change.new_classes.iter().any(|(new, _)| new == *class);
+        let mut chains = wanted;
+        let classes = state.classes.keys().filter(|class| !is_new(class));
+        chains.extend(classes.flat_map(|class| class_chains(*class, family)));
+        // Those of new classes are written, and those of old ones removed, with the change.
+        let others = change.new_classes.iter().chain(&change.old_classes);
+        let others: Vec<Chain> = others
+            .flat_map(|(class, _)| class_chains(*class, family))
+            .collect();
+        let known: BTreeSet<&str> = chains
+            .iter()
+            .chain(&others)
+            .map(|chain| chain.name.as_str())
+            .collect();
+        let strays = snapshot
+            .chains
+            .keys()
+            .filter(|name| !known.contains(name.as_str()));
+        let strays = strays.cloned().collect();
+
+        let used: BTreeSet<u32> = state.classes.keys().filter_map(|class| class.seconds()).collect();
+        let found = snapshot.sets.keys().filter_map(|name| affinity_seconds(name));
+        let found: BTreeSet<u32> = found.collect();
+        let unused = found.difference(&used);
+        let stray_sets = unused
+            .map(|seconds| affinity_set(*seconds, family).name)
+            .collect();
+
+        chains.retain(|chain| !snapshot.has(chain));
+        let missing = chains
+            .iter()
+            .filter(|chain| !snapshot.chains.contains_key(&chain.name));
+        let is_missing = |name: &&'static str| !snapshot.counters.iter().any(|known| known == name);
+        Self {
+            missing: missing.map(|chain| (chain.name.clone(), chain.hook)).collect(),
+            chains,
+            missing_counters: COUNTERS.into_iter().filter(is_missing).collect(),
+            missing_sets: used.difference(&found).copied().collect(),
+            strays,
+            stray_sets,
+            there: snapshot.chains.keys().cloned().collect(),
+        }
+    }
+}
+
+/// Sends transactions and counts them.
+pub(super) struct Writing<'a> {
+    socket: &'a mut Socket,
+    family: Family,
+    generation: u32,
+    report: Report,
+}
+
+impl<'a> Writing<'a> {
+    pub(super) fn new(socket: &'a mut Socket, family: Family, generation: u32) -> Self {
+        Self {
+            socket,
+            family,
+            generation,
+            report: Report::default(),
+        }
+    }
+
+    /// What it cost, and the ruleset's generation if nobody else changed it.
+    pub(super) fn done(self) -> (Report, u32) {
+        (self.report, self.generation)
+    }
+
+    fn batch(&mut self) -> Batch {
+        self.socket.batch(table(self.family))
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<(), Error> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let transaction = batch.finish();
+        self.socket.commit(&transaction).map_err(failed)?;
+        self.report.objects += transaction.objects;
+        self.report.bytes += transaction.bytes.len();
+        // The kernel leaves 0 out (`nf_tables_commit`).
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        Ok(())
+    }
+
+    /// Makes the table with all that is in it. One that is there is replaced in one transaction, so that no packet
+    /// meets none; otherwise large parts come one after the other, what leads to others last.
+    pub(super) fn make(
+        &mut self,
+        wanted: &[Chain],
+        state: &State,
+        change: &Change,
+        is_there: bool,
+    ) -> Result<(), Error> {
+        let mut batch = self.batch();
+        if is_there {
+            batch.delete_table();
+        }
+        batch.add_table();
+        COUNTERS.iter().for_each(|name| batch.add_counter(name));
+        Map::ALL
+            .iter()
+            .for_each(|map| batch.add_set(&set(*map, self.family)));
+        let mut anonymous = 0;
+        wanted
+            .iter()
+            .for_each(|chain| put_chain(&mut batch, chain, &mut anonymous));
+        put_elements(&mut batch, &State::fixed(), true);
+        if is_there {
+            self.add_classes(&mut batch, change, &BTreeSet::new(), &mut anonymous);
+            let classes: Vec<Entry> = State::fixed().to_vec();
+            let entries: Vec<Entry> = state
+                .entries()
+                .filter(|entry| !classes.contains(entry) && entry.map() != Map::Classes)
+                .collect();
+            put_elements(&mut batch, &entries, true);
+            return self.commit(batch);
+        }
+        self.commit(batch)?;
+        self.send(change, Unsent::default())
+    }
+
+    /// Sends a change: what nothing leads to yet, then the switch, then what nothing leads to any more.
+    pub(super) fn send(&mut self, change: &Change, unsent: Unsent) -> Result<(), Error> {
+        let Stages {
+            grow,
+            switch_out,
+            switch_in,
+            shrink,
+        } = &change.stages;
+        let mut anonymous = 0;
+        let mut batch = self.batch();
+        unsent
+            .missing_counters
+            .iter()
+            .for_each(|name| batch.add_counter(name));
+        for seconds in &unsent.missing_sets {
+            batch.add_set(&affinity_set(*seconds, self.family));
+        }
+        for (name, hook) in &unsent.missing {
+            batch.add_chain(name, *hook);
+        }
+        self.add_classes(&mut batch, change, &unsent.there, &mut anonymous);
+        let mut chunks = grow.chunks(CHUNK);
+        put_elements(&mut batch, chunks.next().unwrap_or_default(), true);
+        self.commit(batch)?;
+        for chunk in chunks {
+            let mut batch = self.batch();
+            put_elements(&mut batch, chunk, true);
+            self.commit(batch)?;
+        }
+
+        let mut batch = self.batch();
+        for chain in &unsent.chains {
+            batch.flush_chain(&chain.name);
+            put_rules(&mut batch, chain, &mut anonymous);
+        }
+        put_elements(&mut batch, switch_out, false);
+        put_elements(&mut batch, switch_in, true);
+        self.commit(batch)?;
+
+        for chunk in shrink.chunks(CHUNK) {
+            let mut batch = self.batch();
+            put_elements(&mut batch, chunk, false);
+            self.commit(batch)?;
+        }
+        let mut batch = self.batch();
+        self.remove_classes(&mut batch, change);
+        unsent.strays.iter().for_each(|chain| batch.flush_chain(chain));
+        unsent.strays.iter().for_each(|chain| batch.delete_chain(chain));
+        unsent.stray_sets.iter().for_each(|name| batch.delete_set(name));
+        self.commit(batch)
+    }
+
+    /// Makes classes with their chains; those of a name that is there already are emptied first.
+    fn add_classes(&self, batch: &mut Batch, change: &Change, there: &BTreeSet<String>, anonymous: &mut u32) {
+        for (class, number) in &change.new_classes {
+            if let Some(seconds) = class.seconds() {
+                // Adding one that is there changes nothing.
+                batch.add_set(&affinity_set(seconds, self.family));
+            }
+            for chain in class_chains(*class, self.family) {
+                if there.contains(&chain.name) {
+                    batch.flush_chain(&chain.name);
+                }
+                put_chain(batch, &chain, anonymous);
+            }
+            put_elements(batch, &[Entry::Class(*number, *class)], true);
+        }
+    }
+
+    fn remove_classes(&self, batch: &mut Batch, change: &Change) {
+        for (class, number) in &change.old_classes {
+            put_elements(batch, &[Entry::Class(*number, *class)], false);
+            let chains = class_chains(*class, self.family);
+            chains.iter().for_each(|chain| batch.flush_chain(&chain.name));
+            chains.iter().for_each(|chain| batch.delete_chain(&chain.name));
+        }
+    }
+}
+
+/// A chain with its rules.
+pub(super) fn put_chain(batch: &mut Batch, chain: &Chain, anonymous: &mut u32) {
+    batch.add_chain(&chain.name, chain.hook);
+    put_rules(batch, chain, anonymous);
+}
+
+fn put_rules(batch: &mut Batch, chain: &Chain, anonymous: &mut u32) {
+    for rule in &chain.rules {
+        let mut rule = rule.clone();
+        for expression in &mut rule {
+            if let Expression::Lookup { set, id, .. } = expression
+                && set == PROTOCOLS
+            {
+                *anonymous += 1;
+                *id = *anonymous;
+                put_protocols(batch, *anonymous);
+            }
+        }
+        batch.add_rule(&chain.name, &rule, &[]);
+    }
+}
+
+/// The set of a rule's protocols.
+fn put_protocols(batch: &mut Batch, id: u32) {
+    let protocols = [6_u8, 17, 132];
+    batch.add_set(&SetSpec {
+        name: PROTOCOLS.to_owned(),
+        flags: SET_ANONYMOUS | SET_CONSTANT,
+        // nft's type for a protocol.
+        key_type: 12,
+        key_length: 1,
+        data: None,
+        size: u32::try_from(protocols.len()).ok(),
+        fields: Vec::new(),
+        userdata: Vec::new(),
+        id,
+    });
+    let elements = protocols.map(|protocol| Element {
+        key: vec![protocol],
+        ..Element::default()
+    });
+    batch.add_elements(PROTOCOLS, id, elements);
+}
+
+/// Adds or removes elements, those first that others lead to.
+fn put_elements(batch: &mut Batch, entries: &[Entry], add: bool) {
+    for map in Map::ALL {
+        let of_map = entries.iter().filter(|entry| entry.map() == map);
+        if add {
+            batch.add_elements(map.name(), 0, of_map.map(Entry::element));
+        } else {
+            batch.delete_elements(map.name(), of_map.map(Entry::key));
+        }
+    }
+}
