@@ -17,8 +17,9 @@
 //! Upstream's reconciler (kube-proxy 1.36, `pkg/proxy/conntrack/cleanup.go`) is the model. What is different:
 //!
 //! - It leaves Services without endpoints and deleted ones alone (kubernetes/kubernetes#139628, #141371).
-//! - It keeps what leads to an endpoint that serves, whatever traffic policy, hints and termination say. Here an entry
-//!   is stale when no new one would lead there, so that clients leave an endpoint as soon as new ones do.
+//! - It keeps what leads to an endpoint that serves, whatever traffic policy and hints say. Here an entry is stale when
+//!   no new one would lead there; only an endpoint that terminates keeps what it has for as long as it serves
+//!   ([`crate::model::Pool::draining`]).
 //! - It lists all entries in the middle of a sync. Here a walk is made when something may have become stale, on a
 //!   thread of its own.
 //! - ClusterIPs of Services that were deleted while no agent ran are told by their range.

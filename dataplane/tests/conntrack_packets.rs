@@ -38,6 +38,7 @@ macro_rules! in_both_families {
 
 in_both_families! {
     issue_48370_an_endpoint_is_replaced
+    an_endpoint_that_terminates_keeps_its_flows_while_it_serves
     issue_105657_endpoints_get_ready
     issue_113250_the_endpoint_moves_to_another_node
     issue_122740_a_restart_keeps_what_is_good
@@ -340,6 +341,26 @@ fn issue_48370_an_endpoint_is_replaced(mut site: Site) {
     site.serve(&web, &[second]);
     for flow in &flows {
         flow.until_from(second);
+    }
+}
+
+fn an_endpoint_that_terminates_keeps_its_flows_while_it_serves(mut site: Site) {
+    let (web, [first, second, _]) = (site.web(), site.node.at.servers);
+    site.serve(&web, &[first]);
+    let flow = site.flow(site.node.at.vip, PORT);
+    flow.until_from(first);
+    let mut ending = site.endpoint(first);
+    for serving in [true, false] {
+        (ending.ready, ending.serving, ending.terminating) = (false, serving, true);
+        site.set(&web, TARGET, vec![ending.clone(), site.endpoint(second)]);
+        site.apply();
+        if serving {
+            let new = site.flow(site.node.at.vip, PORT);
+            new.until_from(second);
+            flow.goes_on(Heard::From(first));
+        } else {
+            flow.until_from(second);
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use crate::model::{Destination, Family, FrontendKey, Pool, Protocol};
 /// Where connections to a frontend may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allowed {
-    /// To an endpoint of these pools, and nowhere else: a datagram that is not translated went astray before the
-    /// frontend had endpoints.
+    /// To an endpoint of these pools, or one of theirs that terminates and still serves, and nowhere else: a datagram
+    /// that is not translated went astray before the frontend had endpoints.
     Pools([Option<Arc<Pool>>; 2]),
     /// Nowhere: the frontend refuses or drops. What is not translated is none of a proxy's business.
     Nobody,
@@ -44,10 +44,9 @@ impl Allowed {
             (Self::Anybody, _) | (Self::Nobody | Self::Gone, Self::Nobody | Self::Gone) => true,
             (Self::Pools(now), Self::Pools(before)) => before.iter().flatten().all(|before| {
                 now.iter().flatten().any(|now| Arc::ptr_eq(now, before))
-                    || before
-                        .endpoints
-                        .iter()
-                        .all(|endpoint| now.iter().flatten().any(|now| has(now, endpoint.address)))
+                    || (before.endpoints.iter().map(|endpoint| endpoint.address))
+                        .chain(before.draining.iter().copied())
+                        .all(|address| now.iter().flatten().any(|now| has(now, address)))
             }),
             (Self::Existing(now), Self::Existing(before)) => {
                 before.iter().all(|address| now.binary_search(address).is_ok())
@@ -57,12 +56,13 @@ impl Allowed {
     }
 }
 
-/// A pool is sorted by address.
+/// Both lists of a pool are sorted by address.
 fn has(pool: &Pool, address: SocketAddr) -> bool {
     let endpoints = &pool.endpoints;
     endpoints
         .binary_search_by_key(&address, |endpoint| endpoint.address)
         .is_ok()
+        || pool.draining.binary_search(&address).is_ok()
 }
 
 /// A frontend that is to be compared with the entries.

@@ -176,7 +176,17 @@ impl Place<'_> {
             let affinity = self.service.affinity;
             // Two ports of one name, which a file can have, share it.
             if compiled.pools.iter().all(|(other, _)| *other != key) {
-                compiled.pools.push((key.clone(), Pool { endpoints, affinity }));
+                let draining = match self.port.protocol {
+                    Protocol::Udp => candidates.draining(policy, &endpoints),
+                    // TCP connections go on by themselves.
+                    Protocol::Tcp | Protocol::Sctp => Box::default(),
+                };
+                let pool = Pool {
+                    endpoints,
+                    affinity,
+                    draining,
+                };
+                compiled.pools.push((key.clone(), pool));
             }
             Some(key)
         };

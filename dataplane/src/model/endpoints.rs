@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::frontend::PoolEndpoint;
-use super::input::{Endpoint, EndpointSlice};
+use super::input::{Endpoint, EndpointSlice, TrafficPolicy};
 use super::names::{Family, ServicePortName};
 
 /// The endpoints of one Service port in one family.
@@ -67,6 +67,16 @@ impl Candidates {
     /// Policy Local: the same among those of this node, without hints.
     pub(super) fn local(&self) -> Box<[PoolEndpoint]> {
         self.choose(|it| it.ready && it.local, |it| it.terminating && it.local)
+    }
+
+    /// Those that serve while they terminate and were not chosen, because others are ready: what they have, they keep.
+    pub(super) fn draining(&self, policy: TrafficPolicy, chosen: &[PoolEndpoint]) -> Box<[SocketAddr]> {
+        let of_policy = |it: &Candidate| policy == TrafficPolicy::Cluster || it.local;
+        let is_chosen = |address: &SocketAddr| chosen.binary_search_by_key(address, |it| it.address).is_ok();
+        let all = self.0.iter().filter(|(_, it)| it.terminating && of_policy(it));
+        all.map(|(address, _)| *address)
+            .filter(|address| !is_chosen(address))
+            .collect()
     }
 
     /// The addresses of this node's ready endpoints: those that a load balancer's health check counts.

@@ -177,6 +177,8 @@ pub struct Pool {
     /// How long a client keeps its endpoint after its last new connection, in seconds. What is remembered belongs to
     /// the Service port: both of its pools share it.
     pub affinity: Option<u32>,
+    /// UDP only, sorted: endpoints that get no new flows because they terminate, but still serve those that they have.
+    pub draining: Box<[SocketAddr]>,
 }
 
 /// One endpoint of a pool.

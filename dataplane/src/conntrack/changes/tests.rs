@@ -130,11 +130,11 @@ fn more_endpoints_are_known_and_nothing_to_look_for() {
 fn tcp_is_a_matter_of_what_exists() {
     let mut world = World::new(true, &slice(&["10.0.0.1", "10.0.0.2"], &[]));
     let terminates = world.change(&slice(&["10.0.0.1"], &["10.0.0.2"]));
-    assert!(!terminates.is_stale(&tcp("10.0.0.2:53")) && terminates.is_stale(&udp("10.0.0.2:53")));
-    assert_eq!(terminates.scope(), [(Family::V4, vec![Protocol::Udp])].into());
+    assert!(!terminates.is_stale(&tcp("10.0.0.2:53")) && !terminates.is_stale(&udp("10.0.0.2:53")));
+    assert!(!terminates.is_needed(), "it serves what it has");
     let gone = world.change(&slice(&["10.0.0.1"], &[]));
     assert!(gone.is_stale(&tcp("10.0.0.2:53")) && !gone.is_stale(&tcp("10.0.0.1:53")));
-    assert_eq!(gone.scope(), [(Family::V4, vec![Protocol::Tcp])].into());
+    assert!(gone.is_stale(&udp("10.0.0.2:53")) && !gone.is_stale(&udp("10.0.0.1:53")));
     // The connections of a Service that is deleted go on: nothing would answer their packets.
     let mut diff = Diff::default();
     world.table.remove(&service().name, &mut diff);

@@ -366,10 +366,10 @@ impl World {
         match &frontend.action {
             Action::Reject | Action::Drop => !entry.is_translated(),
             action => action.pools().any(|pool| {
-                let endpoints = &self.table.pool(pool).unwrap().endpoints;
-                endpoints
-                    .iter()
-                    .any(|endpoint| endpoint.address == entry.reply.source)
+                let pool = self.table.pool(pool).unwrap();
+                let endpoints = pool.endpoints.iter().map(|endpoint| endpoint.address);
+                let mut serving = endpoints.chain(pool.draining.iter().copied());
+                serving.any(|address| address == entry.reply.source)
             }),
         }
     }

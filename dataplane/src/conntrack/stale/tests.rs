@@ -16,6 +16,7 @@ fn pools(endpoints: &[&str]) -> Allowed {
     let pool = Pool {
         endpoints: endpoints.collect(),
         affinity: None,
+        draining: Box::default(),
     };
     Allowed::Pools([Some(Arc::new(pool)), None])
 }

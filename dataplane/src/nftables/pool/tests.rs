@@ -22,6 +22,7 @@ fn pool(lasts: &[u8], affinity: Option<u32>) -> Pool {
     Pool {
         endpoints: endpoints.into(),
         affinity,
+        draining: Box::default(),
     }
 }
 
