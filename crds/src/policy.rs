@@ -83,14 +83,14 @@ pub struct ProxyPolicySpec {
     #[serde(default)]
     pub priority: i32,
 
-    /// How the kernel is made to forward: `IPTables`, or `Auto`, which picks by what the node's kernel has.
+    /// How the kernel is made to forward: `NFTables`, `IPTables`, or `Auto`, which picks by what the node's kernel has.
     #[serde(default)]
     #[schemars(with = "String", length(max = 32))]
     #[x_kube(
         validation = Rule::new("self.lowerAscii() != 'userspace'")
-            .message("mode userspace was removed from Kubernetes in 1.26 and does not exist here: use Auto, which picks the best mode of each node, or IPTables"),
-        validation = Rule::new("self in ['Auto', 'IPTables'] || self.lowerAscii() == 'userspace'")
-            .message("mode must be Auto or IPTables, spelled so: no other mode exists in this version")
+            .message("mode userspace was removed from Kubernetes in 1.26 and does not exist here: use Auto, which picks the best mode of each node, NFTables or IPTables"),
+        validation = Rule::new("self in ['Auto', 'NFTables', 'IPTables'] || self.lowerAscii() == 'userspace'")
+            .message("mode must be Auto, NFTables or IPTables, spelled so: no other mode exists in this version")
     )]
     pub mode: Mode,
 

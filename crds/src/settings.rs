@@ -13,6 +13,8 @@ pub enum Mode {
     /// The agent picks the best mode that its kernel has, and says which and why.
     #[default]
     Auto,
+    /// Maps in an nf_tables table of its own.
+    NFTables,
     /// Rules in the nat and filter tables of iptables, by either of its variants.
     IPTables,
 }
@@ -21,6 +23,7 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "Auto",
+            Self::NFTables => "NFTables",
             Self::IPTables => "IPTables",
         })
     }

@@ -40,7 +40,10 @@ fn a_policy_that_uses_every_field_is_accepted() {
 fn bad_values_are_refused_with_what_to_do() {
     for (spec, says) in [
         (json!({"mode": "userspace"}), "use Auto"),
-        (json!({"mode": "iptables"}), "mode must be Auto or IPTables"),
+        (
+            json!({"mode": "iptables"}),
+            "mode must be Auto, NFTables or IPTables",
+        ),
         (
             json!({"excludeCIDRs": ["10.0.0.1"]}),
             "excludeCIDRs must be a CIDR such as",

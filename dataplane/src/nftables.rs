@@ -2,9 +2,9 @@
 //! netlink. No program is needed.
 //!
 //! ```text
-//! nat prerouting, output ─▶ services: frontends { address . protocol . port : number }  ─▶ dispatch
-//!                                     cluster-ips ─▶ refuse; ServiceCIDRs ─▶ drop
+//! nat prerouting, output ─▶ services: frontends { address . protocol . port : number } ─▶ dispatch
 //!                                     node-addresses, node-ports { protocol . port : number } ─▶ dispatch
+//! the same, after others ─▶ unclaimed: cluster-ips ─▶ refuse; ServiceCIDRs ─▶ drop
 //! dispatch: restricted?  sources { number . range }, restricted { number : number }, or drop
 //!           external?    from here: as it is; from elsewhere: outside { pool : pool }
 //!           masquerade?  marks the packet
@@ -84,12 +84,12 @@ impl Nftables {
         }
     }
 
-    /// Removes what [`Backend::teardown`] left for connections that live on. For when they have ended, or nobody minds:
-    /// unless something else on the node translates addresses, those that are left break.
+    /// Removes everything, what [`Backend::teardown`] would leave for connections that live on as well: unless something
+    /// else on the node translates addresses, those that are left break.
     ///
     /// # Errors
     /// When the table could not be removed.
-    pub fn remove_grace_table(&mut self) -> Result<(), Error> {
+    pub fn remove_all(&mut self) -> Result<(), Error> {
         let family = self.family;
         let socket = self.socket()?;
         if Snapshot::read(socket, family, || (), |_| ())
@@ -228,7 +228,7 @@ impl Backend for Nftables {
     }
 
     /// Removes everything but a chain without which the kernel would stop translating established connections
-    /// ([`layout::grace`]). [`Nftables::remove_grace_table`] removes that; a later sync takes over from it.
+    /// ([`layout::grace`]). [`Nftables::remove_all`] removes that; a later sync takes over from it.
     fn teardown(&mut self) -> Result<(), Error> {
         self.held = None;
         let family = self.family;

@@ -216,7 +216,7 @@ fn what_others_have_stays(mut node: Node) {
     assert_eq!(node.observe().to_string(), "");
     node.teardown();
     let mut last = Nftables::new(node.family);
-    node.host.run(|| last.remove_grace_table()).unwrap();
+    node.host.run(|| last.remove_all()).unwrap();
     assert_eq!(
         nft(&node, &["list", "ruleset"]),
         before.replace("443 }", "443, 8443 }"),

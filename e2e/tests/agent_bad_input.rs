@@ -290,7 +290,7 @@ fn a_policy_that_cannot_be_used_leaves_the_one_before_in_force(variant: Iptables
         (
             "mode",
             json!("iptables"),
-            "mode must be Auto or IPTables, spelled so",
+            "mode must be Auto, NFTables or IPTables, spelled so",
         ),
         (
             "excludeCIDRs",

@@ -52,8 +52,11 @@ const REFUSED: &[(&str, &str)] = &[
         "{mode: Userspace}",
         "mode userspace was removed from Kubernetes in 1.26",
     ),
-    ("{mode: iptables}", "mode must be Auto or IPTables, spelled so"),
-    ("{mode: eBPF}", "mode must be Auto or IPTables"),
+    (
+        "{mode: iptables}",
+        "mode must be Auto, NFTables or IPTables, spelled so",
+    ),
+    ("{mode: eBPF}", "mode must be Auto, NFTables or IPTables"),
     (
         "{excludeCIDRs: [10.0.0.0]}",
         "every entry of excludeCIDRs must be a CIDR such as 10.0.0.0/24",

@@ -54,6 +54,9 @@ pub struct Engine {
     /// What is in force.
     active: Option<Arc<Assignment>>,
     families: Vec<FamilyProxy>,
+    /// Those of the other modes, until what they, or an earlier agent, left in the kernel is gone: each goes when the
+    /// mode that runs has its family's table in the kernel.
+    retiring: Vec<FamilyProxy>,
     parameters: Parameters,
     cleaner: Cleaner,
     make_backend: MakeBackend,
@@ -86,6 +89,7 @@ struct Timers {
     /// However often rules are touched, the next check does not come before.
     rest_until: Option<Instant>,
     teardown_at: Option<Instant>,
+    retire_at: Option<Instant>,
     /// When the first table no longer waits for ServiceCIDRs. An agent that is restarted over right rules would take
     /// the drop of unallocated ClusterIPs away for a moment if it did not wait.
     service_cidrs_until: Option<Instant>,
@@ -109,6 +113,7 @@ impl Engine {
             assignment_named: false,
             active: None,
             families: Vec::new(),
+            retiring: Vec::new(),
             parameters,
             cleaner,
             make_backend,
@@ -194,6 +199,7 @@ impl Engine {
         retries
             .chain(self.timers.next_check)
             .chain(self.timers.teardown_at)
+            .chain(self.timers.retire_at)
             .chain(
                 self.timers
                     .service_cidrs_until
@@ -246,6 +252,9 @@ impl Engine {
         }
         self.metrics.objects_pending(self.forwarding.pending());
         self.write(now);
+        if !self.retiring.is_empty() {
+            self.retire(now);
+        }
         if self.timers.next_check.is_some_and(|at| at <= now) {
             self.check();
         }
@@ -268,6 +277,8 @@ impl Engine {
         if self.mode.as_ref().map(|(mode, _)| *mode) != Some(mode.0) || self.families.is_empty() {
             tracing::info!(policy = assignment.policy, mode = %mode.0, "forwarding in this mode");
             self.families = self.make_families(mode.0);
+            let others = MODES.into_iter().filter(|other| *other != mode.0);
+            self.retiring = others.flat_map(|other| self.make_families(other)).collect();
         }
         self.mode = Some(mode);
         let verbosity = settings.log_verbosity;
@@ -315,8 +326,12 @@ impl Engine {
     /// Takes down whatever any mode of any earlier run of the agent may have left.
     fn tear_down(&mut self, now: Instant) {
         self.timers.teardown_at = None;
+        self.families.append(&mut self.retiring);
         if self.families.is_empty() {
-            self.families = self.make_families(Mode::IPTables);
+            self.families = MODES
+                .into_iter()
+                .flat_map(|mode| self.make_families(mode))
+                .collect();
         }
         self.families.retain_mut(|family| !family.tear_down());
         if !self.families.is_empty() {
@@ -325,6 +340,27 @@ impl Engine {
         self.parameters.restore();
         self.cleaner.forget();
         self.forwarding.clear();
+    }
+
+    /// Takes down what other modes have in the kernel, where the one that runs has taken over: until then both
+    /// forward, and no packet meets neither.
+    fn retire(&mut self, now: Instant) {
+        if self.timers.retire_at.is_some_and(|at| at > now) {
+            return;
+        }
+        let families = &self.families;
+        let has_taken_over = |of: Family| {
+            families
+                .iter()
+                .any(|family| family.family() == of && family.is_settled())
+        };
+        let mut failed = false;
+        self.retiring.retain_mut(|old| {
+            let stays = !has_taken_over(old.family()) || !old.tear_down();
+            failed |= stays && has_taken_over(old.family());
+            stays
+        });
+        self.timers.retire_at = failed.then(|| now + TEARDOWN_RETRY);
     }
 
     /// Writes the table's changes to the kernel, each family by itself.
@@ -447,11 +483,16 @@ fn choose(asked: Mode) -> (Mode, Option<String>) {
     match asked {
         Mode::Auto => (
             Mode::IPTables,
-            Some("Auto chose IPTables: it is the only mode of this version".to_owned()),
+            Some(
+                "Auto chooses IPTables in this version; NFTables runs where a policy asks for it".to_owned(),
+            ),
         ),
-        Mode::IPTables => (Mode::IPTables, None),
+        chosen => (chosen, None),
     }
 }
+
+/// The modes that there are backends for.
+const MODES: [Mode; 2] = [Mode::NFTables, Mode::IPTables];
 
 /// The families that a backend is made for: IPv6 only where the kernel has it.
 #[must_use]

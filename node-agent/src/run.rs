@@ -13,6 +13,7 @@ use pointsman_dataplane::backend::{Backend, Error};
 use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::iptables::{Iptables, Programs};
 use pointsman_dataplane::model::Family;
+use pointsman_dataplane::nftables::Nftables;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -61,6 +62,7 @@ pub fn run(args: Args, log_level: LogLevel) -> Result<()> {
 
 fn backend(mode: Mode, family: Family) -> Result<Box<dyn Backend>, Error> {
     match mode {
+        Mode::NFTables => Ok(Box::new(Nftables::new(family))),
         Mode::Auto | Mode::IPTables => Ok(Box::new(Iptables::new(family, Programs::find(family, None))?)),
     }
 }
@@ -75,6 +77,10 @@ fn clean_up(args: &Args) -> Result<()> {
         });
         if let Err(error) = cleaned {
             left.push(format!("{family}: {error}"));
+        }
+        match Nftables::new(family).remove_all() {
+            Ok(()) | Err(Error::MissingKernelFeature { .. }) => (),
+            Err(error) => left.push(format!("{family}: {error}")),
         }
     }
     let mut parameters = Parameters::new(&args.proc_sys, &args.state_dir);

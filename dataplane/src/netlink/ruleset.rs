@@ -29,9 +29,11 @@ const REMEMBERED: usize = 32;
 /// The programs of ours that write rules, by process id.
 static OURS: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
 
-/// Notes that a process is ours, before it can change anything.
+/// Notes that a process, or the netlink port of a socket, is ours, before it can change anything. The newest 32 are
+/// remembered.
 pub fn note_ours(process: u32) {
     let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    ours.retain(|known| *known != process);
     if ours.len() == REMEMBERED {
         ours.pop_front();
     }

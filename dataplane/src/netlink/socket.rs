@@ -9,6 +9,7 @@ use nix::sys::time::TimeVal;
 
 use super::attribute::{Attributes, HEADER, Message, Messages};
 use super::nftables::{Batch, Listing, TableName, Transaction, generation, generation_request, request};
+use super::ruleset;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -94,12 +95,6 @@ impl Socket {
         })
     }
 
-    /// The netlink port: what the kernel's notifications call the sender of this socket's transactions.
-    #[must_use]
-    pub fn port(&self) -> u32 {
-        self.port
-    }
-
     /// A transaction whose messages have numbers that this socket did not use yet.
     pub fn batch(&mut self, table: TableName) -> Batch {
         self.sequence = self.sequence.wrapping_add(1);
@@ -111,6 +106,8 @@ impl Socket {
     /// # Errors
     /// When the kernel refused a message: then nothing was changed.
     pub fn commit(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
+        // The kernel tells everybody of it, by the number of the port.
+        ruleset::note_ours(self.port);
         let (first, last) = transaction.sequences;
         self.sequence = last.wrapping_add(1);
         self.netlink

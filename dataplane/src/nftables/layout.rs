@@ -62,10 +62,19 @@ pub(super) fn chains(context: &Context, family: Family) -> Vec<Chain> {
         inner("external", external(&traffic, header)),
         inner("dispatch", dispatch()),
         inner("node-port", node_port(context, family)),
-        inner("services", services(context, family)),
+        inner("services", services(family)),
+        inner("unclaimed", unclaimed(context, family)),
         // Before kube-proxy's: the first that translates wins.
         base("nat-prerouting", "nat", 0, -101, vec![vec![jump("services")]]),
         base("nat-output", "nat", 3, -101, vec![vec![jump("services")]]),
+        base(
+            "nat-prerouting-last",
+            "nat",
+            0,
+            -90,
+            vec![vec![jump("unclaimed")]],
+        ),
+        base("nat-output-last", "nat", 3, -90, vec![vec![jump("unclaimed")]]),
         base("nat-postrouting", "nat", 4, 99, postrouting(header)),
         base(
             "filter-forward",
@@ -161,11 +170,10 @@ fn dispatch() -> Vec<Rule> {
     ]
 }
 
-fn services(context: &Context, family: Family) -> Vec<Rule> {
+fn services(family: Family) -> Vec<Rule> {
     let header = Header::of(family);
-    let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
     let (protocol, port) = (R0.after(header.length), R0.after(header.length).after(1));
-    let mut rules = vec![
+    vec![
         vec![
             header.load_destination(R0),
             E::MetaLoad(Meta::Protocol, protocol),
@@ -174,16 +182,25 @@ fn services(context: &Context, family: Family) -> Vec<Rule> {
             E::MetaSet(Meta::Priority, R0),
             goto("dispatch"),
         ],
-        // What is left of a ClusterIP is a port that its Service does not have.
-        vec![
-            header.load_destination(R0),
-            look_up(Map::ClusterIps, R0, None),
-            goto("refuse"),
-        ],
-    ];
+        vec![goto("node-port")],
+    ]
+}
+
+/// What is addressed to a Service and was translated by nobody: other proxies' Services have their turn before
+/// (`service.kubernetes.io/service-proxy-name`), and the kernel asks no further nat chain once one has translated
+/// (`nf_nat_inet_fn`).
+fn unclaimed(context: &Context, family: Family) -> Vec<Rule> {
+    let header = Header::of(family);
+    let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+    // What is left of a ClusterIP is a port that its Service does not have.
+    let mut rules = vec![vec![
+        header.load_destination(R0),
+        look_up(Map::ClusterIps, R0, None),
+        goto("refuse"),
+    ]];
     if context.service_cidrs.iter().any(|range| of_family(&range)) {
         for range in context.settings.exclude_cidrs.iter().filter(of_family) {
-            rules.push(ending(within(header.destination, range), goto("node-port")));
+            rules.push(ending(within(header.destination, range), back()));
         }
     }
     // Dropped, not refused: a Service that is just being made is reached by a client's second try.
@@ -193,7 +210,6 @@ fn services(context: &Context, family: Family) -> Vec<Rule> {
             E::Verdict(Verdict::Drop),
         ));
     }
-    rules.push(vec![goto("node-port")]);
     rules
 }
 

@@ -110,12 +110,13 @@ impl Agent {
     fn start() -> Self {
         let (v4, v6) = (Arc::<Mutex<Kernel>>::default(), Arc::<Mutex<Kernel>>::default());
         let kernels = [(Family::V4, Arc::clone(&v4)), (Family::V6, Arc::clone(&v6))];
-        let make: MakeBackend = Arc::new(move |_, family| {
-            let kernel = kernels.iter().find(|(of, _)| *of == family).unwrap();
-            Ok(Box::new(Recorder {
-                family,
-                kernel: Arc::clone(&kernel.1),
-            }))
+        let others = Arc::<Mutex<BTreeMap<Family, Arc<Mutex<Kernel>>>>>::default();
+        let make: MakeBackend = Arc::new(move |mode, family| {
+            let kernel = match mode {
+                Mode::NFTables => Arc::clone(others.lock().unwrap().entry(family).or_default()),
+                _ => Arc::clone(&kernels.iter().find(|(of, _)| *of == family).unwrap().1),
+            };
+            Ok(Box::new(Recorder { family, kernel }))
         });
         let state_dir = tempfile::tempdir().unwrap();
         let (state_in, state) = watch::channel(State::default());
