@@ -4,7 +4,7 @@
 //!
 //! | idea | where |
 //! |---|---|
-//! | a cluster at one moment | [`world`] |
+//! | a cluster at one moment, and its objects | [`world`] |
 //! | how it comes about and changes, by a seed | [`generate`], [`random`] |
 //! | what is sent after each step | [`packets`] |
 //! | whether two outcomes are the same | [`seen`] |
@@ -14,12 +14,13 @@
 //! | both sides under one API server | [`arena`], [`store`] |
 //! | when a side has what the API server has | [`marker`] |
 //!
-//! All but the last three are pure.
+//! [`side`], [`arena`] and [`store`] do what has to be done outside of this process; everything else is pure.
 
 pub mod arena;
 pub mod generate;
 pub mod intended;
 pub mod marker;
+mod objects;
 pub mod packets;
 pub mod random;
 pub mod seen;

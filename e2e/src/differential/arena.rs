@@ -285,7 +285,9 @@ struct Open {
 }
 
 impl Open {
-    /// None where both sides may differ in whatever way: a crowd of which each side remembers another part for hours.
+    /// None where both sides may differ in whatever way: a crowd of which each side remembers another part for hours,
+    /// and, where each side remembers one endpoint, a sender that shares its host with some of them: unmasqueraded it
+    /// hears nothing from these, because their answers do not pass the node.
     fn new(world: &World, question: Question) -> Option<Self> {
         let claims = claims(world, question.protocol, question.target);
         let affinities = claims
@@ -294,7 +296,7 @@ impl Open {
         let affinity = affinities.max();
         let sight = match (affinity, question.sender) {
             (None, _) | (Some(1), Sender::Crowd) => Sight::All,
-            (Some(_), Sender::Crowd) => return None,
+            (Some(_), Sender::Crowd | Sender::Remote) => return None,
             (Some(_), _) => Sight::Sticky,
         };
         Some(Self {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{
     arena::{Detect, Setup},
-    packets::{Claim, Question, Sender, claims, owner_of_vip},
+    packets::{Claim, Question, SECOND, Sender, claims, owner_of_vip},
     seen::{Failure, Seen},
-    world::{Endpoint, Family, Place, Port, World},
+    world::{Endpoint, Family, Place, Port, Service, World, pod, wire},
 };
 use crate::{control_plane::SERVICE_CIDRS, peer::PeerMode};
 
@@ -129,6 +129,18 @@ pub const INTENDED: &[Intended] = &[
         },
     },
     Intended {
+        name: "node port of policy Local beside the node port addresses",
+        reason: "where no endpoint is on the node, kube-proxy in iptables mode drops at every address of the node, also at \
+                 those that node ports do not answer on; Pointsman leaves these to whoever listens there",
+        applies: |it| {
+            it.setup.peer == PeerMode::Iptables
+                && it.claims().is_empty()
+                && it.is_beside_node_port(|service| service.external_local)
+                && it.ours.is_only(&Failure::Refused)
+                && it.theirs.is_only(&Failure::Dropped)
+        },
+    },
+    Intended {
         name: "an endpoint that two slices tell different things of",
         reason: "kube-proxy believes one of them, by the order of a Go map where both or none terminate; to Pointsman what \
                  one of them says is true, so that an endpoint that moves between slices does not flap",
@@ -158,6 +170,23 @@ impl Difference<'_> {
             };
             Some((slot, service.ports.iter().find(has)?.name))
         })
+    }
+
+    /// Whether this is an address of the node that node ports do not answer on, and a port that is the node port of such
+    /// a Service.
+    fn is_beside_node_port(&self, such: impl Fn(&Service) -> bool) -> bool {
+        let (family, target) = (self.family(), self.question.target);
+        let beside =
+            target.ip().is_loopback() || [wire(family, SECOND), pod(family, 1, 1)].contains(&target.ip());
+        let has = |service: &Service| {
+            let mut ports = service.ports.iter();
+            ports.any(|port| {
+                port.protocol == self.question.protocol && service.node_port(port) == Some(target.port())
+            })
+        };
+        let mut services = self.world.services.values();
+        let forwarded = |it: &Service| it.is_forwarded() && it.families.contains(&family);
+        beside && services.any(|it| forwarded(it) && such(it) && has(it))
     }
 
     /// Whether a slice of a Service has this endpoint.
@@ -199,5 +228,102 @@ impl Difference<'_> {
     #[must_use]
     pub fn family(&self) -> Family {
         Family::of(self.question.target.ip())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        IptablesVariant,
+        differential::world::{Kind, Protocol, external, vip},
+        traffic::Outcome,
+    };
+
+    fn world() -> World {
+        let service = Service {
+            kind: Kind::NodePort,
+            families: vec![Family::V4],
+            vip: 1,
+            ports: vec![Port {
+                name: "one",
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: Some(30001),
+            }],
+            external: vec![1],
+            ingress: Vec::new(),
+            affinity: None,
+            internal_local: false,
+            external_local: true,
+            ranges: Vec::new(),
+            label: None,
+            publish_not_ready: false,
+        };
+        World {
+            services: [(0, service)].into(),
+            ..World::default()
+        }
+    }
+
+    /// The name of the intended difference, if it is one.
+    fn judge(
+        sender: Sender,
+        target: (std::net::IpAddr, u16),
+        ours: Outcome,
+        theirs: Outcome,
+    ) -> Option<&'static str> {
+        let seen = |outcome| {
+            let mut seen = Seen::default();
+            seen.add(&outcome, None);
+            seen
+        };
+        let difference = Difference {
+            world: &world(),
+            question: Question {
+                sender,
+                protocol: Protocol::Tcp,
+                target: target.into(),
+            },
+            ours: &seen(ours),
+            theirs: &seen(theirs),
+            setup: Setup::of(1, PeerMode::Iptables, IptablesVariant::Nft),
+        };
+        difference.intended().map(|it| it.name)
+    }
+
+    #[test]
+    fn a_port_that_the_service_has_is_no_undefined_one() {
+        let at = |port| (vip(Family::V4, 1), port);
+        let refused = || (Outcome::Refused, Outcome::Unreachable);
+        let (ours, theirs) = refused();
+        let name = judge(Sender::Pod, at(81), ours, theirs);
+        assert_eq!(name, Some("undefined port of a ClusterIP"));
+        let (ours, theirs) = refused();
+        assert_eq!(judge(Sender::Pod, at(80), ours, theirs), None);
+        // The other way around nobody meant it.
+        let (theirs, ours) = refused();
+        assert_eq!(judge(Sender::Pod, at(81), ours, theirs), None);
+    }
+
+    #[test]
+    fn only_the_node_may_go_past_a_refusal() {
+        let at = (external(Family::V4, 1), 80);
+        let by = |sender| judge(sender, at, Outcome::Refused, Outcome::Unreachable);
+        assert!(by(Sender::Node).is_some());
+        assert_eq!(by(Sender::Pod), None);
+        assert_eq!(by(Sender::Outside), None);
+    }
+
+    #[test]
+    fn node_ports_may_differ_beside_their_addresses_only() {
+        let at = |address| judge(Sender::Pod, (address, 30001), Outcome::Refused, Outcome::TimedOut);
+        assert!(at(wire(Family::V4, SECOND)).is_some());
+        assert_eq!(at(super::super::world::node(Family::V4, 1)), None);
+        let other = (wire(Family::V4, SECOND), 30002);
+        assert_eq!(
+            judge(Sender::Pod, other, Outcome::Refused, Outcome::TimedOut),
+            None
+        );
     }
 }
