@@ -18,7 +18,8 @@ const EXAMPLES: &str = "\
 Examples:
   make differential
   make differential SEED=7 STEPS=2000
-  make differential SEED=1,2,3,4,5 STEPS=400 VARIANT=legacy GO_ON=true";
+  make differential SEED=1,2,3,4,5 STEPS=400 VARIANT=legacy GO_ON=true
+  make differential MODE=nftables PEER_MODE=nftables";
 
 /// Gives random clusters to Pointsman's agent and to kube-proxy, sends both the same packets, and demands the same
 /// outcomes. Ends with 1 at a difference that differential/intended.rs does not list. Needs root.
@@ -33,7 +34,11 @@ struct Args {
     #[arg(long, env = "STEPS", value_name = "N", default_value_t = 400)]
     steps: u64,
 
-    /// The mode of kube-proxy. Pointsman's is always IPTables.
+    /// The mode of Pointsman.
+    #[arg(long, env = "MODE", value_enum, default_value_t = Mode::Iptables)]
+    mode: Mode,
+
+    /// The mode of kube-proxy.
     #[arg(long, env = "PEER_MODE", value_enum, default_value_t = Mode::Iptables)]
     peer_mode: Mode,
 
@@ -69,10 +74,10 @@ enum Variant {
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
     interrupt::listen()?;
-    let peer = match args.peer_mode {
+    let modes = [args.mode, args.peer_mode].map(|mode| match mode {
         Mode::Iptables => PeerMode::Iptables,
         Mode::Nftables => PeerMode::Nftables,
-    };
+    });
     let variant = match args.variant {
         Variant::Legacy => IptablesVariant::Legacy,
         Variant::Nft => IptablesVariant::Nft,
@@ -85,7 +90,7 @@ fn main() -> Result<ExitCode> {
             seed,
             steps: args.steps,
             limit: Duration::MAX,
-            setup: Setup::of(seed, peer, variant),
+            setup: Setup::of(seed, modes, variant),
             go_on: args.go_on,
             shrink_limit: Duration::from_secs(args.shrink_seconds),
         };

@@ -30,6 +30,8 @@ use crate::{
 /// How both sides are set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
+    /// The mode of Pointsman.
+    pub ours: PeerMode,
     /// The mode of kube-proxy.
     pub peer: PeerMode,
     /// What iptables the nodes have.
@@ -52,10 +54,11 @@ pub enum Detect {
 }
 
 impl Setup {
-    /// What a seed means: most have the defaults.
+    /// What a seed means, with the modes of Pointsman and of kube-proxy: most have the defaults.
     #[must_use]
-    pub fn of(seed: u64, peer: PeerMode, variant: IptablesVariant) -> Self {
+    pub fn of(seed: u64, [ours, peer]: [PeerMode; 2], variant: IptablesVariant) -> Self {
         Self {
+            ours,
             peer,
             variant,
             masquerade_all: seed % 5 == 4,
@@ -317,11 +320,16 @@ fn node_proxy(setup: Setup) -> Value {
         Detect::Cluster => json!({"mode": "ClusterCIDR", "clusterCIDRs": CLUSTER_CIDRS}),
         Detect::Prefix => json!({"mode": "InterfaceNamePrefix", "interfaceNamePrefix": INTERFACE_PREFIX}),
     };
+    let mode = match setup.ours {
+        PeerMode::Iptables => "IPTables",
+        PeerMode::Nftables => "NFTables",
+        PeerMode::Ipvs => "IPVS",
+    };
     json!({
         "apiVersion": "pointsman.dev/v1alpha1", "kind": "NodeProxy",
         "metadata": {"name": super::world::NODE},
         "spec": {"policy": "differential", "revision": "one", "settings": {
-            "mode": "IPTables", "detectLocal": detect,
+            "mode": mode, "detectLocal": detect,
             "masqueradeAll": setup.masquerade_all, "nodePortAddresses": ["Primary"],
             "minSyncPeriodMilliseconds": 0, "syncPeriodSeconds": 30, "logVerbosity": 2,
             "excludeCIDRs": [], "conntrack": {}, "sysctls": {},

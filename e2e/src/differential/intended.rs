@@ -287,7 +287,7 @@ mod tests {
             },
             ours: &seen(ours),
             theirs: &seen(theirs),
-            setup: Setup::of(1, PeerMode::Iptables, IptablesVariant::Nft),
+            setup: Setup::of(1, [PeerMode::Iptables; 2], IptablesVariant::Nft),
         };
         difference.intended().map(|it| it.name)
     }
