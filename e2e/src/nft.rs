@@ -1,4 +1,4 @@
-//! Rules of the harness's own, in namespaces that are not under test.
+//! nft: rules of the harness's own in namespaces that are not under test, and what others see of those that are.
 
 use std::{io::Write as _, process::Stdio};
 
@@ -31,4 +31,24 @@ pub fn run(namespace: &Netns, commands: &str) -> Result<()> {
         said.trim()
     );
     Ok(())
+}
+
+/// What nft lists of a namespace: "ruleset", "tables".
+///
+/// # Errors
+/// With what nft said.
+pub fn list(namespace: &Netns, what: &str) -> Result<String> {
+    let output = namespace
+        .command("nft")
+        .args(["list", what])
+        .output()
+        .context("starting nft; run e2e/packages.sh")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "nft list {what} in the namespace of {}: {}",
+        namespace.name(),
+        said.trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

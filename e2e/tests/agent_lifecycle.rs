@@ -16,11 +16,12 @@ use pointsman_e2e::{
     manifests::{Policy, Service, Slice},
     rules::{Family, iptables, rules},
     sysctl,
-    traffic::{Flood, Held, Outcome, Protocol},
+    traffic::{Held, Outcome, Protocol},
 };
 use serde_json::{Value, json};
 use support::{
-    BOTH, LIMIT, POLICY, Site, TCP_PORT, TCP_TARGET, cluster_ips, eventually, expect_answers, node_port,
+    BOTH, LIMIT, POLICY, Site, TCP_PORT, TCP_TARGET, cluster_ips, eventually, expect_answers, floods,
+    node_port, without_loss,
 };
 
 in_both_variants! {
@@ -31,39 +32,6 @@ in_both_variants! {
     without_a_policy_the_rules_go_and_connections_live_on
     clean_up_removes_everything
     an_agent_without_a_policy_waits_for_one
-}
-
-/// Floods through [`web`] from a pod and from outside, in both families and protocols.
-fn floods(site: &Site) -> Vec<Flood> {
-    let mut floods = Vec::new();
-    for protocol in BOTH {
-        for vip in cluster_ips(protocol) {
-            floods.push(site.pod_client().flood(protocol, vip));
-        }
-        floods.push(
-            site.outside_client()
-                .flood(protocol, site.node.addresses().at_v4(node_port(protocol))),
-        );
-    }
-    floods
-}
-
-/// Ends floods: every attempt was answered, and the servers say the same.
-fn without_loss(site: &Site, floods: Vec<Flood>, answered_before: u64) -> Result<u64> {
-    let mut asked = 0;
-    for flood in floods {
-        flood.wait_for(20, LIMIT)?;
-        asked += flood.stop_without_loss()?.ok();
-    }
-    eventually("both ends count the same", || {
-        let answered = site.answered() as i64 - answered_before as i64;
-        ensure!(
-            answered == asked as i64,
-            "{asked} were asked, {answered} answered"
-        );
-        Ok(())
-    })?;
-    Ok(asked)
 }
 
 /// Services that nobody talks to: `count` of them, each of which depends on `round`.

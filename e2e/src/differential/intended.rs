@@ -116,6 +116,27 @@ pub const INTENDED: &[Intended] = &[
         },
     },
     Intended {
+        name: "source ranges without endpoints",
+        reason: "kube-proxy in nftables mode drops whom the ranges leave out before it looks for endpoints; Pointsman refuses \
+                 everybody, as kube-proxy in iptables mode does: nothing is there that ranges could guard",
+        applies: |it| {
+            let restricted = |slot: &u8| {
+                it.world
+                    .services
+                    .get(slot)
+                    .is_some_and(|it| !it.ranges.is_empty())
+            };
+            it.setup.peer == PeerMode::Nftables
+                && it
+                    .claims()
+                    .iter()
+                    .any(|(slot, claim)| *claim == Claim::Ingress && restricted(slot))
+                && it.ours.is_only(&Failure::Refused)
+                && it.theirs.answers.is_empty()
+                && it.theirs.failures.contains(&Failure::Dropped)
+        },
+    },
+    Intended {
         name: "a pod of another node to itself by way of this node",
         reason: "kube-proxy masquerades every endpoint that calls itself; Pointsman those of its own node, because a pod's \
                  traffic to Services is translated on its own node. It shows only where detectLocal calls other nodes' \

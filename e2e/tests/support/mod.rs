@@ -18,7 +18,7 @@ use pointsman_e2e::{
     agent::Source,
     manifests::{Node, Policy, Service, Slice},
     rules::{self, Family},
-    traffic::{Client, Outcome, Protocol, Server, serve},
+    traffic::{Client, Flood, Outcome, Protocol, Server, serve},
 };
 use serde_json::Value;
 
@@ -259,6 +259,39 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> Result<()>) -> Result<D
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     }
+}
+
+/// Floods through [`web`] from a pod and from outside, in both families and protocols.
+pub fn floods(site: &Site) -> Vec<Flood> {
+    let mut floods = Vec::new();
+    for protocol in BOTH {
+        for vip in cluster_ips(protocol) {
+            floods.push(site.pod_client().flood(protocol, vip));
+        }
+        floods.push(
+            site.outside_client()
+                .flood(protocol, site.node.addresses().at_v4(node_port(protocol))),
+        );
+    }
+    floods
+}
+
+/// Ends floods: every attempt was answered, and the servers say the same.
+pub fn without_loss(site: &Site, floods: Vec<Flood>, answered_before: u64) -> Result<u64> {
+    let mut asked = 0;
+    for flood in floods {
+        flood.wait_for(20, LIMIT)?;
+        asked += flood.stop_without_loss()?.ok();
+    }
+    eventually("both ends count the same", || {
+        let answered = site.answered() as i64 - answered_before as i64;
+        ensure!(
+            answered == asked as i64,
+            "{asked} were asked, {answered} answered"
+        );
+        Ok(())
+    })?;
+    Ok(asked)
 }
 
 /// Waits until a row of connections is answered by exactly these servers, all of them and no other one.
