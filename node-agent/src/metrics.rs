@@ -8,6 +8,7 @@ mod text;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pointsman_crds::Mode;
 use pointsman_dataplane::backend::Report;
 use pointsman_dataplane::conntrack::Cleaned;
 use pointsman_dataplane::model::{Family, ForwardingTable, TrafficSide};
@@ -189,10 +190,11 @@ impl Metrics {
     }
 
     /// A write to the kernel failed.
-    pub fn failed(&self, kind: SyncKind, family: Family) {
-        let failures = match kind {
-            SyncKind::Full => &self.proxy.restore_failures,
-            SyncKind::Partial => &self.proxy.partial_failures,
+    pub fn failed(&self, mode: Mode, kind: SyncKind, family: Family) {
+        let failures = match (mode, kind) {
+            (Mode::NFTables, _) => &self.proxy.nftables_failures,
+            (_, SyncKind::Full) => &self.proxy.restore_failures,
+            (_, SyncKind::Partial) => &self.proxy.partial_failures,
         };
         failures.get_or_create(&family.into()).inc();
     }

@@ -95,7 +95,7 @@ impl FamilyProxy {
                     return Some(SyncKind::Partial);
                 }
                 Err(error) => {
-                    metrics.failed(SyncKind::Partial, self.family);
+                    metrics.failed(self.mode, SyncKind::Partial, self.family);
                     tracing::warn!(family = %self.family, %error, "writing a change failed: writing everything");
                     self.needs_sync = true;
                 }
@@ -121,7 +121,7 @@ impl FamilyProxy {
                 true
             }
             Err(error) => {
-                metrics.failed(SyncKind::Full, self.family);
+                metrics.failed(self.mode, SyncKind::Full, self.family);
                 self.fail(&error, table);
                 false
             }

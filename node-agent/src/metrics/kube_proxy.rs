@@ -41,6 +41,7 @@ pub(super) struct KubeProxyMetrics {
     pub(super) rules_last: Labelled<IptablesTable, Gauge>,
     pub(super) restore_failures: Labelled<IpFamily, Counter>,
     pub(super) partial_failures: Labelled<IpFamily, Counter>,
+    pub(super) nftables_failures: Labelled<IpFamily, Counter>,
     pub(super) without_local: Labelled<Policy, Gauge>,
     pub(super) invalid_dropped: Counter,
     pub(super) healthz: Labelled<Code, Counter>,
@@ -64,6 +65,7 @@ impl Default for KubeProxyMetrics {
             rules_last: Labelled::default(),
             restore_failures: Labelled::default(),
             partial_failures: Labelled::default(),
+            nftables_failures: Labelled::default(),
             without_local: Labelled::default(),
             invalid_dropped: Counter::default(),
             healthz: Labelled::default(),
@@ -151,6 +153,11 @@ impl KubeProxyMetrics {
             "sync_proxy_rules_iptables_partial_restore_failures",
             "Writes of changes that failed and were followed by a write of everything",
             self.partial_failures.clone(),
+        );
+        proxy.register(
+            "sync_proxy_rules_nftables_sync_failures",
+            "Writes of any kind that failed in mode NFTables",
+            self.nftables_failures.clone(),
         );
         proxy.register(
             "sync_proxy_rules_no_local_endpoints_total",
