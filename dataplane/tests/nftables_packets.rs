@@ -20,7 +20,7 @@ use pointsman_dataplane::backend::Report;
 use pointsman_dataplane::model::{Family, Protocol, Service};
 use pointsman_dataplane::nftables::Nftables;
 
-use support::node::{Mode, Node, PORT};
+use support::node::{Mode, Node, PORT, TARGET};
 use support::talk::{Connection, ask, nobody_answers, outcome};
 
 /// Makes a test of each function, for each family.
@@ -41,6 +41,7 @@ in_both_families! {
     a_client_keeps_its_endpoint
     teardown_keeps_the_connection
     others_can_list_and_load_the_table
+    another_proxys_service_is_left_to_it
 }
 
 fn nft(node: &Node, words: &[&str]) -> String {
@@ -300,6 +301,39 @@ fn no_connection_misses_a_pool_that_grows_and_shrinks(mut node: Node) {
     );
     assert_eq!(counted(&node, "misses"), 0, "no packet found its slot empty");
     assert_eq!(node.observe().to_string(), "");
+}
+
+/// A Service with the label `service-proxy-name` has a ClusterIP that to us is nobody's.
+fn another_proxys_service_is_left_to_it(mut node: Node) {
+    let mut context = node.table.context().clone();
+    let theirs = node.at.external;
+    context.service_cidrs = vec![theirs.into(), node.at.balanced.into()];
+    node.table.set_context(context, &mut node.diff);
+    let mut web = node.service("web");
+    web.external_ips.clear();
+    web.load_balancer_ips.clear();
+    node.set(&web, &node.at.servers.clone());
+    node.apply();
+    let at = SocketAddr::new(theirs, PORT);
+    let dropped = |node: &Node, address: IpAddr| {
+        assert_eq!(
+            outcome(&node.client, Protocol::Tcp, SocketAddr::new(address, PORT)),
+            "TimedOut"
+        );
+    };
+    dropped(&node, theirs);
+    let [family, _] = table(&node);
+    let target = SocketAddr::new(node.at.servers[1], TARGET);
+    let rules = format!(
+        "table {family} theirs {{ chain c {{ type nat hook prerouting priority dstnat; \
+         {family} daddr {theirs} tcp dport {PORT} dnat to {target}\n }}\n }}\n"
+    );
+    node.host.program(&["nft", "-f", "-"], &rules);
+    assert_eq!(
+        ask(&node.client, Protocol::Tcp, at).unwrap().who,
+        node.at.servers[1]
+    );
+    dropped(&node, node.at.balanced);
 }
 
 fn teardown_keeps_the_connection(mut node: Node) {

@@ -103,6 +103,8 @@ struct Agent {
     metrics: Arc<Metrics>,
     v4: Arc<Mutex<Kernel>>,
     v6: Arc<Mutex<Kernel>>,
+    /// What backends of mode NFTables did, by family.
+    nftables: Arc<Mutex<BTreeMap<Family, Arc<Mutex<Kernel>>>>>,
     _state_dir: tempfile::TempDir,
 }
 
@@ -111,6 +113,7 @@ impl Agent {
         let (v4, v6) = (Arc::<Mutex<Kernel>>::default(), Arc::<Mutex<Kernel>>::default());
         let kernels = [(Family::V4, Arc::clone(&v4)), (Family::V6, Arc::clone(&v6))];
         let others = Arc::<Mutex<BTreeMap<Family, Arc<Mutex<Kernel>>>>>::default();
+        let nftables = Arc::clone(&others);
         let make: MakeBackend = Arc::new(move |mode, family| {
             let kernel = match mode {
                 Mode::NFTables => Arc::clone(others.lock().unwrap().entry(family).or_default()),
@@ -141,6 +144,7 @@ impl Agent {
             metrics,
             v4,
             v6,
+            nftables,
             _state_dir: state_dir,
         }
     }
@@ -266,6 +270,44 @@ async fn nothing_is_written_before_everything_is_listed() {
         (1, 1, vec![1])
     );
     assert_eq!(state.mode.unwrap().0, Mode::IPTables);
+}
+
+#[tokio::test]
+async fn an_edit_of_the_mode_takes_the_old_one_down_when_the_new_one_is_there() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.v4.lock().unwrap().calls.clear();
+    let kernel = |agent: &Agent, family| Arc::clone(&agent.nftables.lock().unwrap()[&family]);
+    let v4 = kernel(&agent, Family::V4);
+    // What an agent before this one may have left in the other mode.
+    assert_eq!(std::mem::take(&mut v4.lock().unwrap().calls), ["teardown"]);
+
+    // One family cannot be written in the new mode: there the old one stays.
+    v4.lock().unwrap().fail_sync = true;
+    let edited = assignment(|spec| spec.mode = Mode::NFTables);
+    agent.tell([Event::Assignment(edited)]).await;
+    let state = agent
+        .until("one family failed", |state| state.failures().count() == 1)
+        .await;
+    assert_eq!(state.mode.unwrap().0, Mode::NFTables);
+    assert!(agent.v4.lock().unwrap().calls.is_empty(), "it still forwards");
+    assert_eq!(sizes(&agent.v4), [1]);
+    v4.lock().unwrap().fail_sync = false;
+    agent
+        .until("both are there", |state| {
+            state.failures().count() == 0 && state.pending_since.is_none()
+        })
+        .await;
+    agent.tell([endpoints(&[1, 2])]).await;
+    agent
+        .until("a change", |state| {
+            state.endpoints == 2 && state.pending_since.is_none()
+        })
+        .await;
+    assert_eq!(agent.v4.lock().unwrap().calls, ["teardown"]);
+    assert_eq!(v4.lock().unwrap().calls.last(), Some(&"apply"));
 }
 
 #[tokio::test]
