@@ -252,19 +252,7 @@ fn node_port(context: &Context, family: Family) -> Vec<Rule> {
 }
 
 fn postrouting(header: Header) -> Vec<Rule> {
-    let mut own = vec![
-        E::CtLoad(Ct::Status, R0),
-        E::Bitwise {
-            at: R0,
-            mask: number(IPS_DST_NAT),
-            xor: number(0),
-        },
-        E::Compare {
-            at: R0,
-            equal: false,
-            value: number(0),
-        },
-    ];
+    let mut own = is_translated();
     // A number of ours has a class; the kernel's own priorities are small.
     own.extend([
         E::MetaLoad(Meta::Priority, R0),
@@ -311,6 +299,23 @@ fn postrouting(header: Header) -> Vec<Rule> {
     ]
 }
 
+/// Passes only packets of connections whose destination was translated.
+fn is_translated() -> Vec<E> {
+    vec![
+        E::CtLoad(Ct::Status, R0),
+        E::Bitwise {
+            at: R0,
+            mask: number(IPS_DST_NAT),
+            xor: number(0),
+        },
+        E::Compare {
+            at: R0,
+            equal: false,
+            value: number(0),
+        },
+    ]
+}
+
 /// `IPS_DST_NAT`: the connection's destination was translated.
 const IPS_DST_NAT: u32 = 1 << 5;
 /// `NF_CT_STATE_INVALID_BIT`.
@@ -349,19 +354,6 @@ pub(super) fn grace() -> Chain {
             number: 4,
             priority: 99,
         }),
-        rules: vec![vec![
-            E::CtLoad(Ct::Status, R0),
-            E::Bitwise {
-                at: R0,
-                mask: number(IPS_DST_NAT),
-                xor: number(0),
-            },
-            E::Compare {
-                at: R0,
-                equal: false,
-                value: number(0),
-            },
-            E::Verdict(Verdict::Accept),
-        ]],
+        rules: vec![ending(is_translated(), E::Verdict(Verdict::Accept))],
     }
 }
