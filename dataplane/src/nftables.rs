@@ -69,8 +69,8 @@ pub struct Nftables {
 struct Held {
     state: State,
     context: Context,
-    /// The generation after our last transaction, if nobody else had one.
-    generation: u32,
+    /// The generation after our last transaction; none where somebody else had one since the table was read.
+    generation: Option<u32>,
 }
 
 impl Nftables {
@@ -127,11 +127,17 @@ impl Nftables {
         let context = table.context();
         let wanted = chains(context, family);
         let foreign = snapshot.is_there.then(|| snapshot.is_foreign(family)).flatten();
-        let mut writing = Writing::new(socket, family, snapshot.generation);
+        let mut writing = Writing::new(socket, family, Some(snapshot.generation));
         let state = if snapshot.is_there && foreign.is_none() {
+            let fixed: Vec<_> = State::fixed()
+                .into_iter()
+                .filter(|entry| found.has(entry))
+                .collect();
             let (mut state, strays) = found.adopt(table, family);
             let mut change = state.become_table(table).map_err(full)?;
-            change.stages.shrink.extend(strays);
+            let missing = State::fixed().into_iter().filter(|entry| !fixed.contains(entry));
+            change.stages.switch_in.extend(missing);
+            change.stages.remove_strays(strays);
             let unsent = Unsent::repair(&snapshot, wanted, &state, &change);
             writing.send(&change, unsent)?;
             state
@@ -144,7 +150,7 @@ impl Nftables {
             writing.make(&wanted, &state, &change, snapshot.is_there)?;
             state
         };
-        let (report, generation) = writing.done();
+        let (report, generation) = writing.done()?;
         self.held = Some(Held {
             state,
             context: context.clone(),
@@ -176,7 +182,7 @@ impl Backend for Nftables {
         }
         let mut writing = Writing::new(self.socket()?, family, held.generation);
         writing.send(&change, unsent)?;
-        let (report, generation) = writing.done();
+        let (report, generation) = writing.done()?;
         held.generation = generation;
         self.held = Some(held);
         Ok(report)
@@ -201,7 +207,7 @@ impl Backend for Nftables {
             false => counted(socket, family, INVALID).map_err(failed)?,
         };
         // Nobody has changed anything in this network namespace since our last transaction.
-        if socket.generation().map_err(failed)? == held.generation {
+        if Some(socket.generation().map_err(failed)?) == held.generation {
             self.held = Some(held);
             return Ok(Observed {
                 invalid_dropped,
@@ -221,7 +227,7 @@ impl Backend for Nftables {
             ..compare(&held, &snapshot, &found.into_inner())
         };
         if observed.is_clean() {
-            held.generation = snapshot.generation;
+            held.generation = Some(snapshot.generation);
         }
         self.held = Some(held);
         Ok(observed)

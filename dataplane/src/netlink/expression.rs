@@ -70,7 +70,7 @@ pub enum FibAddress {
 }
 
 /// Where a packet goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It goes on to the next hook.
     Accept,

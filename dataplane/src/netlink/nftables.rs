@@ -102,7 +102,7 @@ pub struct SetSpec {
 }
 
 /// An element: a key and what it leads to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Element {
     /// The key, its parts padded to four bytes.
     pub key: Vec<u8>,
@@ -113,7 +113,7 @@ pub struct Element {
 }
 
 /// The value of a map's element.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     /// Data.
     Data(Vec<u8>),

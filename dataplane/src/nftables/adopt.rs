@@ -1,11 +1,11 @@
 //! What an agent that starts makes of a table that is there: whatever can be kept keeps its numbers, so that only
 //! differences are written. Pure.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use super::entry::{Class, Entry};
-use super::number::{EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, RESTRICTED, of_class, upper};
+use super::number::{DROP, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, RESTRICTED, of_class, upper};
 use super::pool::{Slot, Slots};
 use super::state::{Known, Restriction, State, Written};
 use crate::model::{Action, Family, ForwardingTable, Frontend, FrontendKey, PoolKey};
@@ -22,6 +22,10 @@ pub(super) struct Found {
     outside: HashMap<u32, u32>,
     restricted: HashMap<u32, u32>,
     sources: HashMap<u32, Vec<ipnet::IpNet>>,
+    /// How many elements pools have in `stable`, and in `members`.
+    counts: HashMap<u32, [usize; 2]>,
+    /// All numbers of pools that appear anywhere.
+    ids: BTreeSet<u32>,
     /// All of them.
     entries: HashSet<Entry>,
 }
@@ -33,19 +37,27 @@ impl Found {
             Entry::Frontend(key, number) => {
                 self.frontends.insert(key, number);
             }
-            Entry::Pool(id, number) if number & ID == id => {
-                self.pools.insert(id, upper(number));
+            Entry::Pool(id, number) => {
+                self.ids.insert(id);
+                if number & ID == id {
+                    self.pools.insert(id, upper(number));
+                }
             }
             Entry::Class(number, class) => {
                 self.classes.insert(number, class);
             }
             Entry::Endpoint(pool, slot, endpoint) => {
+                self.ids.insert(pool);
                 self.endpoints.entry(pool).or_default().insert(slot, endpoint);
             }
             Entry::Stable(pool, slot, member) => {
+                self.ids.insert(pool);
+                self.counts.entry(pool).or_default()[0] += 1;
                 self.stable.insert((pool, slot), member);
             }
             Entry::Member(member, endpoint) => {
+                self.ids.insert(member & ID);
+                self.counts.entry(member & ID).or_default()[1] += 1;
                 self.members.insert(member, endpoint);
             }
             Entry::Outside(id, outside) => {
@@ -55,8 +67,13 @@ impl Found {
                 self.restricted.insert(number, behind);
             }
             Entry::Source(number, range) => self.sources.entry(number).or_default().push(range),
-            Entry::Pool(..) | Entry::ClusterIp(_) | Entry::NodeAddress(_) | Entry::Hairpin(_) => (),
+            Entry::ClusterIp(_) | Entry::NodeAddress(_) | Entry::Hairpin(_) => (),
         }
+    }
+
+    /// Whether this element was found.
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        self.entries.contains(entry)
     }
 
     /// The state that this is, as far as `table` still has a use for it, and the elements that are in no state: they
@@ -86,15 +103,22 @@ impl Found {
                 }
             }
         }
+        let mut restrictions = HashSet::new();
         for (key, &number) in &self.frontends {
-            let restriction = (number & RESTRICTED != 0).then(|| {
+            // Of a restriction that is not whole, or that two frontends have, what is left goes with the strays.
+            let behind = self.restricted.get(&number).copied();
+            let behind = behind.filter(|_| number & RESTRICTED != 0 && restrictions.insert(number));
+            let restriction = behind.map(|behind| {
                 let mut sources = self.sources.get(&number).cloned().unwrap_or_default();
                 sources.sort_unstable();
-                Restriction {
-                    behind: self.restricted.get(&number).copied().unwrap_or_default(),
-                    sources,
-                }
+                Restriction { behind, sources }
             });
+            let effective = behind.unwrap_or(number);
+            if effective & EXTERNAL != 0 {
+                // Counted as it would be had this agent written it.
+                let outside = self.outside.get(&(effective & ID)).copied();
+                state.outside.add(effective & ID, outside.unwrap_or(DROP));
+            }
             state.frontends.insert(*key, Written { number, restriction });
         }
         state.outside.adopt(std::mem::take(&mut self.outside));
@@ -127,12 +151,7 @@ impl Found {
             ids
         };
         // Numbers of what is to go are not handed out before it has gone.
-        let pools = self
-            .pools
-            .keys()
-            .chain(self.endpoints.keys())
-            .copied()
-            .filter(|id| *id >= FIRST_POOL);
+        let pools = self.ids.iter().copied().filter(|id| *id >= FIRST_POOL);
         state.pool_ids.adopt(&sorted(pools.collect()));
         let classes = self.classes.keys().filter(|number| **number >= FIRST_CLASS);
         state
@@ -196,6 +215,11 @@ impl Found {
                 }
             };
             slots.push(Slot { endpoint, member });
+        }
+        // What a change that was not finished left behind would be in the way of the next one.
+        let remembered = if affinity.is_some() { slots.len() } else { 0 };
+        if self.counts.get(&id).copied().unwrap_or_default() != [remembered; 2] {
+            return None;
         }
         let slots = Slots::read(id, affinity, slots);
         (slots.class() == Some(*class)).then_some(slots)

@@ -1,6 +1,6 @@
 //! A pool's slots: which endpoint is at which, so that a change moves as few as possible. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::entry::{Class, Entry};
@@ -42,6 +42,29 @@ pub(super) struct Stages {
 }
 
 impl Stages {
+    /// Takes in elements that were found and are nobody's. One in the place of an element that is written goes at once
+    /// with it.
+    pub(super) fn remove_strays(&mut self, strays: Vec<Entry>) {
+        if strays.is_empty() {
+            return;
+        }
+        let place = |entry: &Entry| (entry.map(), entry.key());
+        let strays: HashMap<_, _> = strays.iter().map(|entry| (place(entry), *entry)).collect();
+        let (taken, free): (Vec<_>, Vec<_>) = std::mem::take(&mut self.grow)
+            .into_iter()
+            .partition(|entry| strays.contains_key(&place(entry)));
+        self.grow = free;
+        self.switch_in.extend(taken);
+        let written: HashSet<_> = self.switch_in.iter().map(place).collect();
+        for (place, stray) in strays {
+            if written.contains(&place) {
+                self.switch_out.push(stray);
+            } else {
+                self.shrink.push(stray);
+            }
+        }
+    }
+
     /// An element whose value changes.
     pub(super) fn switch(&mut self, before: Option<Entry>, after: Option<Entry>) {
         if before != after {

@@ -97,7 +97,8 @@ pub(super) fn affinity_name(seconds: u32) -> String {
 
 /// The timeout of an affinity map's name.
 pub(super) fn affinity_seconds(name: &str) -> Option<u32> {
-    name.strip_prefix("affinity-")?.parse().ok()
+    let seconds = name.strip_prefix("affinity-")?.parse().ok()?;
+    (affinity_name(seconds) == name).then_some(seconds)
 }
 
 fn address_type(family: Family) -> u32 {

@@ -82,7 +82,7 @@ impl<K, V> Default for Counted<K, V> {
 }
 
 impl<K: Copy + Eq + std::hash::Hash, V: Copy + PartialEq> Counted<K, V> {
-    fn add(&mut self, key: K, value: V) {
+    pub(super) fn add(&mut self, key: K, value: V) {
         let (known, count) = self.wanted.entry(key).or_insert((value, 0));
         *known = value;
         *count += 1;

@@ -93,12 +93,13 @@ impl Unsent {
 pub(super) struct Writing<'a> {
     socket: &'a mut Socket,
     family: Family,
-    generation: u32,
+    /// What the ruleset's generation is if nobody else has changed it.
+    generation: Option<u32>,
     report: Report,
 }
 
 impl<'a> Writing<'a> {
-    pub(super) fn new(socket: &'a mut Socket, family: Family, generation: u32) -> Self {
+    pub(super) fn new(socket: &'a mut Socket, family: Family, generation: Option<u32>) -> Self {
         Self {
             socket,
             family,
@@ -107,9 +108,14 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// What it cost, and the ruleset's generation if nobody else changed it.
-    pub(super) fn done(self) -> (Report, u32) {
-        (self.report, self.generation)
+    /// What it cost, and the ruleset's generation; none if somebody else changed it, or it cannot be told: the kernel
+    /// counts no transaction that changes nothing.
+    pub(super) fn done(self) -> Result<(Report, Option<u32>), Error> {
+        let generation = self.socket.generation().map_err(failed)?;
+        Ok((
+            self.report,
+            self.generation.filter(|expected| *expected == generation),
+        ))
     }
 
     fn batch(&mut self) -> Batch {
@@ -125,7 +131,9 @@ impl<'a> Writing<'a> {
         self.report.objects += transaction.objects;
         self.report.bytes += transaction.bytes.len();
         // The kernel leaves 0 out (`nf_tables_commit`).
-        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        self.generation = self
+            .generation
+            .map(|generation| generation.checked_add(1).unwrap_or(1));
         Ok(())
     }
 
