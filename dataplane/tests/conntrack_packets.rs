@@ -26,7 +26,7 @@ use pointsman_dataplane::model::{
 
 use support::namespace::Namespace;
 use support::node::{Mode, NODE_PORT, Node, PORT, TARGET};
-use support::talk::{Connection, serve};
+use support::talk::{Connection, receive, serve};
 
 /// Makes a test of each function, for each family.
 macro_rules! in_both_families {
@@ -221,7 +221,7 @@ impl Flow {
         thread::spawn(move || {
             let mut buffer = [0; 64];
             while !over.load(Ordering::Relaxed) {
-                let answer = socket.send(b"?").and_then(|_| socket.recv(&mut buffer));
+                let answer = socket.send(b"?").and_then(|_| receive(&socket, &mut buffer));
                 let now = match answer {
                     Ok(length) => {
                         let text = std::str::from_utf8(&buffer[..length]).unwrap();

@@ -31,6 +31,17 @@ pub enum Ending {
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Receives a datagram. With a time limit on its socket the kernel does not go on by itself after a signal, one of a
+/// debugger or of the kernel's own among them (signal(7)).
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            received => return received,
+        }
+    }
+}
+
 /// Serves TCP and UDP at an address, until the test's process ends.
 pub fn serve(namespace: &Namespace, at: SocketAddr) {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -152,7 +163,7 @@ pub fn ask(from: &Namespace, protocol: Protocol, to: SocketAddr) -> io::Result<A
             socket.connect(to)?;
             socket.send(b"?")?;
             let mut buffer = [0; 128];
-            let read = socket.recv(&mut buffer)?;
+            let read = receive(&socket, &mut buffer)?;
             Ok(parse(std::str::from_utf8(&buffer[..read]).unwrap()))
         }
         _ => Connection::open(from, to)?.ask(),
@@ -196,7 +207,7 @@ fn knock_udp(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result
         }
     }
     let mut buffer = [0; 128];
-    let read = socket.recv(&mut buffer)?;
+    let read = receive(&socket, &mut buffer)?;
     Ok(parse(std::str::from_utf8(&buffer[..read]).unwrap()))
 }
 

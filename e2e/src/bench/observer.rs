@@ -3,7 +3,6 @@
 use std::{
     io::{self, Read as _},
     net::{SocketAddr, TcpStream},
-    os::fd::AsFd as _,
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Sender},
@@ -13,14 +12,10 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use super::{backends::Backend, interrupt};
-use crate::Netns;
+use crate::{Netns, traffic::connect};
 
 /// How long one connection may take: many times what it takes on a busy machine. A lost SYN is not waited for (its
 /// repetition comes after a second).
@@ -194,37 +189,10 @@ fn pause(waited: Duration) -> Duration {
 /// Opens a connection and asks who has it. Returns the answer, and when the connection was open: after that only
 /// programs are waited for.
 fn ask(at: SocketAddr) -> io::Result<(u8, Instant)> {
-    let mut connection = connect(at, ATTEMPT)?;
+    let mut connection = connect(None, at, ATTEMPT)?;
     let open = Instant::now();
     let byte = first_byte(&mut connection, Duration::from_secs(2))?;
     Ok((byte, open))
-}
-
-/// Connects; unlike [`TcpStream::connect_timeout`] it also hears an ICMP error that comes while the SYN is being
-/// sent, which the kernel keeps as a soft one (tcp_v4_err): before the first sync that is what every SYN gets.
-pub(super) fn connect(at: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&at.into()) {
-        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
-        _ => {}
-    }
-    if let Some(error) = socket.take_error()? {
-        return Err(error);
-    }
-    let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-    if poll(
-        &mut wanted,
-        PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX),
-    )? == 0
-    {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    if let Some(error) = socket.take_error()? {
-        return Err(error);
-    }
-    socket.set_nonblocking(false)?;
-    Ok(socket.into())
 }
 
 /// Reads the server's byte and prepares the connection to be closed with a reset, which leaves no TIME_WAIT behind.

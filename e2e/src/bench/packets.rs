@@ -9,11 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::{
-    interrupt,
-    observer::{connect, first_byte},
-};
-use crate::Netns;
+use super::{interrupt, observer::first_byte};
+use crate::{Netns, traffic::connect};
 
 /// Long enough for the repetition of a lost SYN to be seen as what it is: a second.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -32,7 +29,7 @@ pub fn first_packets(pod: &Netns, targets: &[SocketAddr], rounds: usize) -> Resu
             interrupt::check()?;
             for (target, times) in targets.iter().zip(&mut times) {
                 let began = Instant::now();
-                let connected = connect(*target, LIMIT);
+                let connected = connect(None, *target, LIMIT);
                 let took = began.elapsed();
                 let mut connection = connected.with_context(|| format!("connecting to {target}"))?;
                 first_byte(&mut connection, LIMIT).with_context(|| format!("asking {target}"))?;
@@ -72,7 +69,7 @@ pub fn connections_per_second(pod: &Netns, targets: &[SocketAddr], time: Duratio
                 break;
             }
             let answered =
-                connect(*target, LIMIT).and_then(|mut connection| first_byte(&mut connection, LIMIT));
+                connect(None, *target, LIMIT).and_then(|mut connection| first_byte(&mut connection, LIMIT));
             let counter = if answered.is_ok() { &count } else { &failed };
             counter.fetch_add(1, Ordering::Relaxed);
         }

@@ -198,6 +198,12 @@ impl Client {
 pub(super) fn udp_line(socket: &UdpSocket) -> io::Result<String> {
     let mut answer = [0; 2048];
     socket.send(b"?\n")?;
-    let length = socket.recv(&mut answer)?;
+    // With a time limit on the socket the kernel does not go on by itself after a signal (signal(7)).
+    let length = loop {
+        match socket.recv(&mut answer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => break received?,
+        }
+    };
     Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }

@@ -19,6 +19,7 @@ pub use flood::Flood;
 pub use held::{Held, UdpFlow};
 pub use outcome::{Answer, Outcome};
 pub use server::{Server, serve};
+pub(crate) use socket::connect;
 pub use tally::Tally;
 pub use volley::{Shot, volley};
 

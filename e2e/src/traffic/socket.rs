@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsFd,
     sync::atomic::{AtomicU16, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -16,16 +16,21 @@ use nix::{
 use socket2::{Domain, Socket, Type};
 
 /// Connects within `timeout`, from `source` if there is one.
-pub(super) fn connect(
-    source: Option<SocketAddr>,
-    target: SocketAddr,
-    timeout: Duration,
-) -> io::Result<TcpStream> {
+pub fn connect(source: Option<SocketAddr>, target: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let socket = begin_connect(bound(source, target, Type::STREAM)?, target)?;
     let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-    let limit = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-    if poll(&mut wanted, limit)? == 0 {
-        return Err(ErrorKind::TimedOut.into());
+    let begin = Instant::now();
+    loop {
+        let left = timeout.saturating_sub(begin.elapsed());
+        match poll(
+            &mut wanted,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        ) {
+            Ok(0) => return Err(ErrorKind::TimedOut.into()),
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     match socket.take_error()? {
         Some(error) => Err(error),
