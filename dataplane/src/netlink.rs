@@ -3,7 +3,6 @@
 
 pub mod attribute;
 pub mod expression;
-pub mod message;
 pub mod nftables;
 pub mod ruleset;
 pub mod socket;

@@ -25,12 +25,13 @@ use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, Protocol, Service, ServiceName,
     ServicePort, compile,
 };
-use pointsman_dataplane::netlink::message::{ACK, ERROR, REQUEST, Writer, messages};
+use pointsman_dataplane::netlink::attribute::{
+    Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR, Writer,
+};
 
 use support::namespace::Namespace;
 
 const NEW: u16 = 1 << 8;
-const CREATE: u16 = 0x400;
 /// `IPS_CONFIRMED`, and the bits that say that no translation is to be looked for.
 const STATUS: u32 = (1 << 3) | (1 << 7) | (1 << 8);
 
@@ -53,38 +54,38 @@ fn fill(protocol: Protocol, base: u32, count: u32, to: SocketAddr, goes_to: Sock
         writer.nested(1, |ip| {
             for (kind, end) in [(1, source), (2, destination)] {
                 let IpAddr::V4(address) = end.ip() else { panic!() };
-                ip.attribute(kind, &address.octets());
+                ip.put(kind, &address.octets());
             }
         });
         writer.nested(2, |proto| {
-            proto.attribute(1, &[number(protocol)]);
-            proto.attribute(2, &source.port().to_be_bytes());
-            proto.attribute(3, &destination.port().to_be_bytes());
+            proto.put(1, &[number(protocol)]);
+            proto.put(2, &source.port().to_be_bytes());
+            proto.put(3, &destination.port().to_be_bytes());
         });
     };
     for begin in (0..count).step_by(200) {
         let mut writer = Writer::default();
         let end = count.min(begin + 200);
         for nth in begin..end {
-            let flags = REQUEST | CREATE | if nth + 1 == end { ACK } else { 0 };
+            let flags = NLM_F_REQUEST | NLM_F_CREATE | if nth + 1 == end { NLM_F_ACK } else { 0 };
             let client = client(base, nth);
-            writer.message(NEW, flags, nth, 2, |message| {
-                message.nested(1, |writer| tuple(writer, client, to));
-                message.nested(2, |writer| tuple(writer, goes_to, client));
-                message.attribute(3, &STATUS.to_be_bytes());
-                message.attribute(7, &3600_u32.to_be_bytes());
-                if protocol == Protocol::Tcp {
-                    // ESTABLISHED, as TCP needs a state.
-                    message.nested(4, |info| info.nested(1, |tcp| tcp.attribute(1, &[3])));
-                }
-            });
+            let message = writer.message(NEW, flags, nth, 2, 0);
+            writer.nested(1, |writer| tuple(writer, client, to));
+            writer.nested(2, |writer| tuple(writer, goes_to, client));
+            writer.put_u32(3, STATUS);
+            writer.put_u32(7, 3600);
+            if protocol == Protocol::Tcp {
+                // ESTABLISHED, as TCP needs a state.
+                writer.nested(4, |info| info.nested(1, |tcp| tcp.put(1, &[3])));
+            }
+            writer.end_message(message);
         }
         socket.send(writer.bytes(), 0).unwrap();
         let (answer, _) = socket.recv_from_full().unwrap();
-        for message in messages(&answer) {
+        for message in Messages(&answer) {
             assert_eq!(
                 (message.kind, message.error()),
-                (ERROR, 0),
+                (NLMSG_ERROR, 0),
                 "entry {}",
                 message.sequence
             );

@@ -7,7 +7,7 @@ use nix::libc;
 
 use super::entry::Entry;
 use super::request::{self, Filter};
-use crate::netlink::message::{self, Message, array, messages};
+use crate::netlink::attribute::{Message, Messages, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 
 /// The kernel fills at most 32 KiB at once (`netlink_dump`), and takes the size of the buffer as a hint.
 const BUFFER: usize = 64 << 10;
@@ -76,12 +76,10 @@ impl Ctnetlink {
         loop {
             self.receive_datagram()?;
             for message in self.answers() {
-                if message.kind == message::ERROR {
+                if message.kind == NLMSG_ERROR {
                     check(&message)?;
                 } else if message.kind == request::STATISTICS {
-                    let mut numbers = message.attributes().filter(|(kind, _)| *kind == request::ENTRIES);
-                    let number = numbers.next().and_then(|(_, content)| array(content, 0));
-                    return Ok(number.map_or(0, u32::from_be_bytes));
+                    return Ok(message.attributes().u32(request::ENTRIES).unwrap_or(0));
                 }
             }
         }
@@ -104,9 +102,9 @@ impl Ctnetlink {
         self.receive_datagram()?;
         let mut interrupted = false;
         for message in self.answers() {
-            interrupted |= message.flags & message::DUMP_INTERRUPTED != 0;
+            interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
             match message.kind {
-                message::ERROR | message::DONE => {
+                NLMSG_ERROR | NLMSG_DONE => {
                     check(&message)?;
                     return Ok(Progress::Ended { interrupted });
                 }
@@ -138,7 +136,7 @@ impl Ctnetlink {
             let mut acknowledged = false;
             while !acknowledged {
                 self.receive_datagram()?;
-                for message in messages(&self.buffer).filter(|message| message.kind == message::ERROR) {
+                for message in Messages(&self.buffer).filter(|message| message.kind == NLMSG_ERROR) {
                     acknowledged |= message.sequence == last;
                     match message.error() {
                         0 => {}
@@ -183,7 +181,7 @@ impl Ctnetlink {
     /// The messages of the last datagram that answer the last request.
     fn answers(&self) -> impl Iterator<Item = Message<'_>> {
         let sequence = self.sequence;
-        messages(&self.buffer).filter(move |message| message.sequence == sequence)
+        Messages(&self.buffer).filter(move |message| message.sequence == sequence)
     }
 }
 

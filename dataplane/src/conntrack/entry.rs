@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::model::{Family, Protocol};
-use crate::netlink::message::{Writer, array, attributes};
+use crate::netlink::attribute::{Attributes, Writer, array};
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
@@ -100,9 +100,9 @@ impl Entry {
             write_tuple(tuple, self.protocol, &self.original)
         });
         if self.zone != 0 {
-            writer.attribute(CTA_ZONE, &self.zone.to_be_bytes());
+            writer.put(CTA_ZONE, &self.zone.to_be_bytes());
         }
-        writer.attribute(CTA_ID, &self.id.to_be_bytes());
+        writer.put_u32(CTA_ID, self.id);
     }
 }
 
@@ -123,15 +123,15 @@ fn write_tuple(writer: &mut Writer, protocol: Protocol, tuple: &Tuple) {
         ];
         for (end, v4, v6) in ends {
             match end.ip() {
-                IpAddr::V4(address) => ip.attribute(v4, &address.octets()),
-                IpAddr::V6(address) => ip.attribute(v6, &address.octets()),
+                IpAddr::V4(address) => ip.put(v4, &address.octets()),
+                IpAddr::V6(address) => ip.put(v6, &address.octets()),
             }
         }
     });
     writer.nested(CTA_TUPLE_PROTO, |proto| {
-        proto.attribute(CTA_PROTO_NUM, &[number(protocol)]);
-        proto.attribute(CTA_PROTO_SRC_PORT, &tuple.source.port().to_be_bytes());
-        proto.attribute(CTA_PROTO_DST_PORT, &tuple.destination.port().to_be_bytes());
+        proto.put(CTA_PROTO_NUM, &[number(protocol)]);
+        proto.put(CTA_PROTO_SRC_PORT, &tuple.source.port().to_be_bytes());
+        proto.put(CTA_PROTO_DST_PORT, &tuple.destination.port().to_be_bytes());
     });
 }
 
@@ -145,10 +145,10 @@ impl Direction {
     fn parse(content: &[u8]) -> Option<Self> {
         let (mut source, mut destination, mut zone) = (None, None, None);
         let (mut protocol, mut source_port, mut destination_port) = (None, None, None);
-        for (kind, content) in attributes(content) {
+        for (kind, content) in Attributes(content) {
             match kind {
                 CTA_TUPLE_IP => {
-                    for (kind, content) in attributes(content) {
+                    for (kind, content) in Attributes(content) {
                         match kind {
                             CTA_IP_V4_SRC | CTA_IP_V6_SRC => source = Some(address(kind, content)?),
                             CTA_IP_V4_DST | CTA_IP_V6_DST => destination = Some(address(kind, content)?),
@@ -157,7 +157,7 @@ impl Direction {
                     }
                 }
                 CTA_TUPLE_PROTO => {
-                    for (kind, content) in attributes(content) {
+                    for (kind, content) in Attributes(content) {
                         match kind {
                             CTA_PROTO_NUM => protocol = content.first().copied(),
                             CTA_PROTO_SRC_PORT => source_port = port(content),
@@ -206,7 +206,7 @@ pub(super) mod testing {
         writer.nested(CTA_TUPLE_REPLY, |tuple| {
             write_tuple(tuple, entry.protocol, &entry.reply)
         });
-        writer.attribute(CTA_STATUS, &entry.status.to_be_bytes());
+        writer.put_u32(CTA_STATUS, entry.status);
     }
 
     /// A connection of 10.244.9.9:4000 to `to` that goes to `goes_to`.

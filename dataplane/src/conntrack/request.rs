@@ -2,7 +2,7 @@
 
 use super::entry::{Entry, number};
 use crate::model::{Family, Protocol};
-use crate::netlink::message::{ACK, DUMP, REQUEST, Writer};
+use crate::netlink::attribute::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, Writer};
 
 const CTNETLINK: u16 = 1 << 8;
 /// Type of the messages that tell of an entry.
@@ -46,22 +46,22 @@ pub struct Filter {
 pub fn walk(filter: &Filter, sequence: u32) -> Writer {
     let mut writer = Writer::default();
     let family = filter.family.map_or(0, family_number);
-    writer.message(GET, REQUEST | DUMP, sequence, family, |message| {
-        if let Some(protocol) = filter.protocol {
-            message.nested(CTA_TUPLE_ORIG, |tuple| {
-                tuple.nested(CTA_TUPLE_PROTO, |proto| {
-                    proto.attribute(CTA_PROTO_NUM, &[number(protocol)])
-                });
+    let begun = writer.message(GET, NLM_F_REQUEST | NLM_F_DUMP, sequence, family, 0);
+    if let Some(protocol) = filter.protocol {
+        writer.nested(CTA_TUPLE_ORIG, |tuple| {
+            tuple.nested(CTA_TUPLE_PROTO, |proto| {
+                proto.put(CTA_PROTO_NUM, &[number(protocol)]);
             });
-            message.nested(CTA_FILTER, |flags| {
-                flags.attribute(CTA_FILTER_ORIG_FLAGS, &BY_PROTOCOL.to_ne_bytes());
-            });
-        }
-        if filter.translated {
-            message.attribute(CTA_STATUS, &TRANSLATED.to_be_bytes());
-            message.attribute(CTA_STATUS_MASK, &TRANSLATED.to_be_bytes());
-        }
-    });
+        });
+        writer.nested(CTA_FILTER, |flags| {
+            flags.put(CTA_FILTER_ORIG_FLAGS, &BY_PROTOCOL.to_ne_bytes());
+        });
+    }
+    if filter.translated {
+        writer.put_u32(CTA_STATUS, TRANSLATED);
+        writer.put_u32(CTA_STATUS_MASK, TRANSLATED);
+    }
+    writer.end_message(begun);
     writer
 }
 
@@ -73,17 +73,15 @@ pub fn delete(entries: &[Entry]) -> Writer {
     let mut writer = Writer::default();
     for (at, entry) in entries.iter().enumerate() {
         let last = at + 1 == entries.len();
-        let flags = if last { REQUEST | ACK } else { REQUEST };
+        let flags = if last {
+            NLM_F_REQUEST | NLM_F_ACK
+        } else {
+            NLM_F_REQUEST
+        };
         let sequence = u32::try_from(at).unwrap_or(u32::MAX);
-        writer.message(
-            DELETE,
-            flags,
-            sequence,
-            family_number(entry.family()),
-            |message| {
-                entry.write_name(message);
-            },
-        );
+        let begun = writer.message(DELETE, flags, sequence, family_number(entry.family()), 0);
+        entry.write_name(&mut writer);
+        writer.end_message(begun);
     }
     writer
 }
@@ -92,7 +90,8 @@ pub fn delete(entries: &[Entry]) -> Writer {
 #[must_use]
 pub fn statistics(sequence: u32) -> Writer {
     let mut writer = Writer::default();
-    writer.message(STATISTICS, REQUEST, sequence, 0, |_| {});
+    let begun = writer.message(STATISTICS, NLM_F_REQUEST, sequence, 0, 0);
+    writer.end_message(begun);
     writer
 }
 
@@ -112,7 +111,16 @@ mod tests {
 
     use super::super::entry::{Tuple, testing};
     use super::*;
-    use crate::netlink::message::{attributes, messages};
+    use crate::netlink::attribute::{Attributes, Messages};
+
+    /// What the kernel tells of an entry, with these attributes.
+    fn told(attributes: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut writer = Writer::default();
+        let begun = writer.message(NEW, 0, 1, 2, 0);
+        attributes(&mut writer);
+        writer.end_message(begun);
+        writer.into_bytes()
+    }
 
     #[test]
     fn a_walk_says_what_it_is_about() {
@@ -164,7 +172,7 @@ mod tests {
         first.zone = 3;
         let second = testing::entry(Protocol::Tcp, "[fd00:96::a]:80", "[fd00:1::5]:8080");
         let request = delete(&[first, second]);
-        let all: Vec<_> = messages(request.bytes()).collect();
+        let all: Vec<_> = Messages(request.bytes()).collect();
         assert_eq!(
             all.iter()
                 .map(|m| (m.kind, m.flags, m.sequence))
@@ -179,10 +187,10 @@ mod tests {
         );
         assert_eq!(named[1].1, [0, 3]);
         assert_eq!(named[2].1, [0, 0, 0, 7]);
-        let tuple: Vec<_> = attributes(named[0].1).collect();
-        let ip: Vec<_> = attributes(tuple[0].1).collect();
+        let tuple: Vec<_> = Attributes(named[0].1).collect();
+        let ip: Vec<_> = Attributes(tuple[0].1).collect();
         assert_eq!(ip, [(1, &[10, 244, 9, 9][..]), (2, &[10, 96, 0, 10])]);
-        let proto: Vec<_> = attributes(tuple[1].1).collect();
+        let proto: Vec<_> = Attributes(tuple[1].1).collect();
         assert_eq!(proto, [(1, &[17][..]), (2, &[15, 160]), (3, &[0, 53])]);
         assert_eq!(
             all[1].attributes().map(|(kind, _)| kind).collect::<Vec<_>>(),
@@ -193,9 +201,8 @@ mod tests {
     #[test]
     fn what_has_no_ports_or_no_number_is_no_entry() {
         let whole = testing::entry(Protocol::Udp, "10.96.0.10:53", "10.244.1.5:5353");
-        let mut writer = Writer::default();
-        writer.message(NEW, 0, 1, 2, |message| testing::write(&whole, message));
-        let message = messages(writer.bytes()).next().unwrap();
+        let told_of = told(|message| testing::write(&whole, message));
+        let message = Messages(&told_of).next().unwrap();
         let without =
             |left_out: u16| Entry::parse(message.attributes().filter(move |(kind, _)| *kind != left_out));
         assert_eq!(without(99), Some(whole));
@@ -204,48 +211,43 @@ mod tests {
         }
         assert_eq!(without(3), Some(Entry { status: 0, ..whole }));
         // ICMP: a protocol, and no ports.
-        let mut icmp = Writer::default();
-        icmp.message(NEW, 0, 1, 2, |message| {
+        let icmp = told(|message| {
             for kind in [1, 2] {
                 message.nested(kind, |tuple| {
                     tuple.nested(1, |ip| {
-                        ip.attribute(1, &[10, 0, 0, 1]);
-                        ip.attribute(2, &[10, 0, 0, 2]);
+                        ip.put(1, &[10, 0, 0, 1]);
+                        ip.put(2, &[10, 0, 0, 2]);
                     });
-                    tuple.nested(2, |proto| proto.attribute(1, &[1]));
+                    tuple.nested(2, |proto| proto.put(1, &[1]));
                 });
             }
-            message.attribute(12, &[0, 0, 0, 1]);
+            message.put(12, &[0, 0, 0, 1]);
         });
-        assert_eq!(
-            Entry::parse(messages(icmp.bytes()).next().unwrap().attributes()),
-            None
-        );
+        assert_eq!(Entry::parse(Messages(&icmp).next().unwrap().attributes()), None);
     }
 
     #[test]
     fn a_zone_of_one_direction_is_read() {
-        let mut writer = Writer::default();
-        writer.message(NEW, 0, 1, 2, |message| {
+        let told_of = told(|message| {
             for kind in [1, 2] {
                 message.nested(kind, |tuple| {
                     tuple.nested(1, |ip| {
-                        ip.attribute(1, &[10, 0, 0, 1]);
-                        ip.attribute(2, &[10, 0, 0, 2]);
+                        ip.put(1, &[10, 0, 0, 1]);
+                        ip.put(2, &[10, 0, 0, 2]);
                     });
                     tuple.nested(2, |proto| {
-                        proto.attribute(1, &[17]);
-                        proto.attribute(2, &[0, 1]);
-                        proto.attribute(3, &[0, 2]);
+                        proto.put(1, &[17]);
+                        proto.put(2, &[0, 1]);
+                        proto.put(3, &[0, 2]);
                     });
                     if kind == 1 {
-                        tuple.attribute(3, &[1, 2]);
+                        tuple.put(3, &[1, 2]);
                     }
                 });
             }
-            message.attribute(12, &[0, 0, 0, 1]);
+            message.put(12, &[0, 0, 0, 1]);
         });
-        let entry = Entry::parse(messages(writer.bytes()).next().unwrap().attributes()).unwrap();
+        let entry = Entry::parse(Messages(&told_of).next().unwrap().attributes()).unwrap();
         assert_eq!(entry.zone, 258);
     }
 
@@ -279,21 +281,18 @@ mod tests {
     proptest! {
         #[test]
         fn what_the_kernel_tells_is_read(entry in entries()) {
-            let mut writer = Writer::default();
-            writer.message(NEW, 0, 1, 2, |message| testing::write(&entry, message));
-            let message = messages(writer.bytes()).next().unwrap();
+            let told_of = told(|message| testing::write(&entry, message));
+            let message = Messages(&told_of).next().unwrap();
             prop_assert_eq!(Entry::parse(message.attributes()), Some(entry));
         }
 
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), entry in entries(), at in any::<prop::sample::Index>(), value in any::<u8>()) {
-            let _ = Entry::parse(attributes(&bytes));
-            let mut writer = Writer::default();
-            writer.message(NEW, 0, 1, 2, |message| testing::write(&entry, message));
-            let mut damaged = writer.bytes().to_vec();
+            let _ = Entry::parse(Attributes(&bytes));
+            let mut damaged = told(|message| testing::write(&entry, message));
             let at = at.index(damaged.len());
             damaged[at] = value;
-            for message in messages(&damaged) {
+            for message in Messages(&damaged) {
                 let _ = Entry::parse(message.attributes());
             }
         }

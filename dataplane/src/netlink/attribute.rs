@@ -7,6 +7,24 @@
 pub const HEADER: usize = 16;
 /// Size of `struct nfgenmsg`, behind the header of every message of a netfilter subsystem.
 pub const FAMILY_HEADER: usize = 4;
+
+/// Type of the message that acknowledges or refuses a request.
+pub const NLMSG_ERROR: u16 = 2;
+/// Type of the message that ends a dump.
+pub const NLMSG_DONE: u16 = 3;
+/// Flag of every request.
+pub const NLM_F_REQUEST: u16 = 0x1;
+/// Flag of a request that asks for an acknowledgement.
+pub const NLM_F_ACK: u16 = 0x4;
+/// Flag of a dump that was disturbed, so that it may not be complete.
+pub const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Flags of a request for everything there is (`NLM_F_ROOT | NLM_F_MATCH`).
+pub const NLM_F_DUMP: u16 = 0x300;
+/// Flag of a request that makes what is not there.
+pub const NLM_F_CREATE: u16 = 0x400;
+/// Flag of a request that adds behind what is there.
+pub const NLM_F_APPEND: u16 = 0x800;
+
 /// Size of `struct nlattr`.
 const ATTRIBUTE_HEADER: usize = 4;
 /// The attribute has attributes in it (`NLA_F_NESTED`).
@@ -20,6 +38,12 @@ const ROOM: usize = 60_000;
 #[must_use]
 pub fn aligned(length: usize) -> usize {
     length.next_multiple_of(4)
+}
+
+/// The bytes at a place, when there are so many.
+#[must_use]
+pub fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 
 /// Writes messages one behind the other.
@@ -88,7 +112,14 @@ impl Writer {
         }
     }
 
-    /// Begins an attribute with attributes in it.
+    /// An attribute with these attributes in it.
+    pub fn nested(&mut self, kind: u16, attributes: impl FnOnce(&mut Self)) {
+        let begun = self.nest(kind);
+        attributes(self);
+        self.end(begun);
+    }
+
+    /// Begins an attribute with attributes in it: a list that may become too long for one.
     pub fn nest(&mut self, kind: u16) -> Begun {
         let begun = Begun(self.bytes.len());
         self.bytes.extend([0; 2]);
@@ -182,8 +213,8 @@ impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::from(u16::from_ne_bytes(self.0.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(self.0.get(2..4)?.try_into().ok()?) & TYPE_MASK;
+        let length = usize::from(u16::from_ne_bytes(array(self.0, 0)?));
+        let kind = u16::from_ne_bytes(array(self.0, 2)?) & TYPE_MASK;
         let value = self.0.get(ATTRIBUTE_HEADER..length)?;
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();
         Some((kind, value))
@@ -199,6 +230,8 @@ pub struct Message<'a> {
     pub flags: u16,
     /// `nlmsg_seq`.
     pub sequence: u32,
+    /// `nlmsg_pid`: the port of the sender, or in a notification, of whoever caused it.
+    pub port: u32,
     /// Everything behind the header.
     pub payload: &'a [u8],
 }
@@ -208,6 +241,13 @@ impl<'a> Message<'a> {
     #[must_use]
     pub fn attributes(&self) -> Attributes<'a> {
         Attributes(self.payload.get(FAMILY_HEADER..).unwrap_or_default())
+    }
+
+    /// The number that a message of type [`NLMSG_ERROR`] or [`NLMSG_DONE`] carries: an error as a positive number, 0
+    /// for success. A message without one has ended well.
+    #[must_use]
+    pub fn error(&self) -> i32 {
+        array(self.payload, 0).map_or(0, |bytes| i32::from_ne_bytes(bytes).saturating_neg())
     }
 }
 
@@ -219,14 +259,13 @@ impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let length = u32::from_ne_bytes(self.0.get(..4)?.try_into().ok()?) as usize;
-        let header = self.0.get(..HEADER)?;
-        let payload = self.0.get(HEADER..length)?;
+        let length = u32::from_ne_bytes(array(self.0, 0)?) as usize;
         let message = Message {
-            kind: u16::from_ne_bytes(header.get(4..6)?.try_into().ok()?),
-            flags: u16::from_ne_bytes(header.get(6..8)?.try_into().ok()?),
-            sequence: u32::from_ne_bytes(header.get(8..12)?.try_into().ok()?),
-            payload,
+            kind: u16::from_ne_bytes(array(self.0, 4)?),
+            flags: u16::from_ne_bytes(array(self.0, 6)?),
+            sequence: u32::from_ne_bytes(array(self.0, 8)?),
+            port: u32::from_ne_bytes(array(self.0, 12)?),
+            payload: self.0.get(HEADER..length)?,
         };
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();
         Some(message)
@@ -234,65 +273,4 @@ impl<'a> Iterator for Messages<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn a_message_looks_as_the_kernel_lays_it_out() {
-        let mut writer = Writer::default();
-        let message = writer.message(0x0a09, 0x405, 7, 2, 0);
-        writer.put_text(1, "pm");
-        let nest = writer.nest(2);
-        writer.put_u32(3, 0x0102_0304);
-        writer.end(nest);
-        writer.end_message(message);
-        let expected = [
-            &40_u32.to_ne_bytes()[..],
-            &0x0a09_u16.to_ne_bytes(),
-            &0x405_u16.to_ne_bytes(),
-            &7_u32.to_ne_bytes(),
-            &[0, 0, 0, 0, 2, 0, 0, 0],
-            &7_u16.to_ne_bytes(),
-            &1_u16.to_ne_bytes(),
-            b"pm\0\0",
-            &12_u16.to_ne_bytes(),
-            &0x8002_u16.to_ne_bytes(),
-            &8_u16.to_ne_bytes(),
-            &3_u16.to_ne_bytes(),
-            &[1, 2, 3, 4],
-        ]
-        .concat();
-        assert_eq!(writer.bytes(), expected);
-        let read = Messages(writer.bytes()).next().unwrap();
-        assert_eq!((read.kind, read.flags, read.sequence), (0x0a09, 0x405, 7));
-        assert_eq!(read.attributes().text(1), Some("pm"));
-        assert_eq!(read.attributes().nested(2).u32(3), Some(0x0102_0304));
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_written_is_read(attributes in prop::collection::vec((1_u16..100, prop::collection::vec(any::<u8>(), 0..40)), 0..20)) {
-            let mut writer = Writer::default();
-            let message = writer.message(1, 2, 3, 4, 5);
-            attributes.iter().for_each(|(kind, value)| writer.put(*kind, value));
-            writer.end_message(message);
-            let read: Vec<_> = Messages(writer.bytes()).collect();
-            prop_assert_eq!(read.len(), 1);
-            let read: Vec<_> = read[0].attributes().map(|(kind, value)| (kind, value.to_vec())).collect();
-            prop_assert_eq!(read, attributes);
-        }
-
-        #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            for message in Messages(&bytes) {
-                for (kind, value) in message.attributes() {
-                    let _ = (kind, Attributes(value).count());
-                }
-            }
-            let attributes = Attributes(&bytes);
-            let _ = (attributes.u32(1), attributes.u64(1), attributes.text(1), attributes.nested(1).count());
-        }
-    }
-}
+mod tests;

@@ -207,10 +207,12 @@ pub enum Expression {
     Verdict(Verdict),
 }
 
-const LIST_ELEM: u16 = 1;
+/// An entry of a list (`NFTA_LIST_ELEM`).
+pub(super) const LIST_ELEM: u16 = 1;
 const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
+/// Data that is no verdict (`NFTA_DATA_VALUE`).
+pub(super) const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 /// `NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED`.
 const MAP_ADDRESS_AND_PORT: u32 = 3;
@@ -223,15 +225,18 @@ const NAT_DNAT: u32 = 1;
 /// `NFT_FIB_RESULT_ADDRTYPE`.
 const FIB_ADDRESS_TYPE: u32 = 3;
 
+/// Writes data as an attribute.
+pub(super) fn put_data(writer: &mut Writer, kind: u16, value: &[u8]) {
+    writer.nested(kind, |data| data.put(DATA_VALUE, value));
+}
+
 impl Expression {
     /// Writes it as an entry of a rule's list.
     pub fn write(&self, writer: &mut Writer) {
-        let element = writer.nest(LIST_ELEM);
-        writer.put_text(EXPR_NAME, self.name());
-        let data = writer.nest(EXPR_DATA);
-        self.write_data(writer);
-        writer.end(data);
-        writer.end(element);
+        writer.nested(LIST_ELEM, |element| {
+            element.put_text(EXPR_NAME, self.name());
+            element.nested(EXPR_DATA, |data| self.write_data(data));
+        });
     }
 
     fn name(&self) -> &'static str {
@@ -256,11 +261,6 @@ impl Expression {
 
     /// The attributes, in the order in which the kernel gives them back (`nft_*_dump`).
     fn write_data(&self, writer: &mut Writer) {
-        let nested = |writer: &mut Writer, kind: u16, value: &[u8]| {
-            let data = writer.nest(kind);
-            writer.put(DATA_VALUE, value);
-            writer.end(data);
-        };
         match self {
             // NFTA_META_DREG, _KEY, _SREG.
             Self::MetaLoad(key, to) => {
@@ -293,8 +293,8 @@ impl Expression {
                 writer.put_u32(1, at.number());
                 writer.put_u32(2, at.number());
                 writer.put_u32(3, u32::try_from(mask.len()).unwrap_or(0));
-                nested(writer, 4, mask);
-                nested(writer, 5, xor);
+                put_data(writer, 4, mask);
+                put_data(writer, 5, xor);
             }
             // NFTA_BYTEORDER_SREG, _DREG, _OP (NFT_BYTEORDER_HTON), _LEN, _SIZE.
             Self::ToNetworkOrder(at) => {
@@ -308,12 +308,12 @@ impl Expression {
             Self::Compare { at, equal, value } => {
                 writer.put_u32(1, at.number());
                 writer.put_u32(2, u32::from(!equal));
-                nested(writer, 3, value);
+                put_data(writer, 3, value);
             }
             Self::AtLeast(at, value) => {
                 writer.put_u32(1, at.number());
                 writer.put_u32(2, 5);
-                nested(writer, 3, value);
+                put_data(writer, 3, value);
             }
             // NFTA_LOOKUP_SET, _SREG, _DREG, _SET_ID.
             Self::Lookup { set, id, key, to } => {
@@ -389,13 +389,11 @@ impl Expression {
             // NFTA_IMMEDIATE_DREG, _DATA.
             Self::Immediate(to, value) => {
                 writer.put_u32(1, to.number());
-                nested(writer, 2, value);
+                put_data(writer, 2, value);
             }
             Self::Verdict(verdict) => {
                 writer.put_u32(1, VERDICT_REGISTER);
-                let data = writer.nest(2);
-                verdict.write(writer);
-                writer.end(data);
+                writer.nested(2, |data| verdict.write(data));
             }
         }
     }
@@ -460,12 +458,12 @@ impl Verdict {
             Self::Jump(chain) => (-3, Some(chain)),
             Self::Goto(chain) => (-4, Some(chain)),
         };
-        let verdict = writer.nest(DATA_VERDICT);
-        // NFTA_VERDICT_CODE, _CHAIN.
-        writer.put(1, &code.to_be_bytes());
-        if let Some(chain) = chain {
-            writer.put_text(2, chain);
-        }
-        writer.end(verdict);
+        writer.nested(DATA_VERDICT, |verdict| {
+            // NFTA_VERDICT_CODE, _CHAIN.
+            verdict.put(1, &code.to_be_bytes());
+            if let Some(chain) = chain {
+                verdict.put_text(2, chain);
+            }
+        });
     }
 }

@@ -3,10 +3,13 @@
 //! A transaction is one datagram: `NFNL_MSG_BATCH_BEGIN`, the changes, `NFNL_MSG_BATCH_END`. The kernel takes all of it
 //! or nothing (`nfnetlink_rcv_batch`).
 
-use super::attribute::{Attributes, Begun, Message, Writer};
-use super::expression::{Expression, OBJECT_COUNTER, Verdict};
+use super::attribute::{
+    Attributes, Begun, Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, Writer,
+};
+use super::expression::{DATA_VALUE, Expression, LIST_ELEM, OBJECT_COUNTER, Verdict, put_data};
 
-const SUBSYSTEM: u16 = 10;
+/// `NFNL_SUBSYS_NFTABLES`.
+pub(super) const SUBSYSTEM: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 
@@ -25,18 +28,11 @@ const DELSET: u16 = 11;
 const NEWSETELEM: u16 = 12;
 const GETSETELEM: u16 = 13;
 const DELSETELEM: u16 = 14;
+/// `NFT_MSG_NEWGEN`: tells that a transaction was committed.
+pub(super) const NEWGEN: u16 = 15;
 const GETGEN: u16 = 16;
 const NEWOBJ: u16 = 18;
 const GETOBJ: u16 = 19;
-
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_CREATE: u16 = 0x400;
-const NLM_F_APPEND: u16 = 0x800;
-
-const LIST_ELEM: u16 = 1;
-const DATA_VALUE: u16 = 1;
 
 /// A set's `NFT_SET_ANONYMOUS`.
 pub const SET_ANONYMOUS: u32 = 0x1;
@@ -224,10 +220,10 @@ impl Batch {
         let begun = self.begin(NEWCHAIN, NLM_F_CREATE, || format!("chain {name}"));
         self.writer.put_text(3, name);
         if let Some(hook) = hook {
-            let nest = self.writer.nest(4);
-            self.writer.put_u32(1, hook.number);
-            self.writer.put(2, &hook.priority.to_be_bytes());
-            self.writer.end(nest);
+            self.writer.nested(4, |place| {
+                place.put_u32(1, hook.number);
+                place.put(2, &hook.priority.to_be_bytes());
+            });
             self.writer.put_u32(5, 1);
             self.writer.put_text(7, hook.kind);
         }
@@ -254,10 +250,9 @@ impl Batch {
             format!("a rule of chain {chain}")
         });
         self.writer.put_text(2, chain);
-        let list = self.writer.nest(4);
-        rule.iter()
-            .for_each(|expression| expression.write(&mut self.writer));
-        self.writer.end(list);
+        self.writer.nested(4, |list| {
+            rule.iter().for_each(|expression| expression.write(list));
+        });
         if !userdata.is_empty() {
             self.writer.put(7, userdata);
         }
@@ -269,8 +264,7 @@ impl Batch {
         let begun = self.begin(NEWOBJ, NLM_F_CREATE, || format!("counter {name}"));
         self.writer.put_text(2, name);
         self.writer.put_u32(3, OBJECT_COUNTER);
-        let data = self.writer.nest(4);
-        self.writer.end(data);
+        self.writer.nested(4, |_| ());
         self.writer.end_message(begun);
     }
 
@@ -287,20 +281,18 @@ impl Batch {
             writer.put_u32(7, length);
         }
         if set.size.is_some() || !set.fields.is_empty() {
-            let description = writer.nest(9);
-            if let Some(size) = set.size {
-                writer.put_u32(1, size);
-            }
-            if !set.fields.is_empty() {
-                let concat = writer.nest(2);
-                for &length in &set.fields {
-                    let field = writer.nest(LIST_ELEM);
-                    writer.put_u32(1, length);
-                    writer.end(field);
+            writer.nested(9, |description| {
+                if let Some(size) = set.size {
+                    description.put_u32(1, size);
                 }
-                writer.end(concat);
-            }
-            writer.end(description);
+                if !set.fields.is_empty() {
+                    description.nested(2, |concat| {
+                        for &length in &set.fields {
+                            concat.nested(LIST_ELEM, |field| field.put_u32(1, length));
+                        }
+                    });
+                }
+            });
         }
         writer.put_u32(10, set.id);
         if !set.userdata.is_empty() {
@@ -378,26 +370,17 @@ impl Batch {
 
 impl Element {
     fn write(&self, writer: &mut Writer) {
-        let data = |writer: &mut Writer, kind: u16, bytes: &[u8]| {
-            let nest = writer.nest(kind);
-            writer.put(DATA_VALUE, bytes);
-            writer.end(nest);
-        };
-        let element = writer.nest(LIST_ELEM);
-        data(writer, 1, &self.key);
-        if let Some(end) = &self.key_end {
-            data(writer, 10, end);
-        }
-        match &self.value {
-            Some(Value::Data(bytes)) => data(writer, 2, bytes),
-            Some(Value::Verdict(verdict)) => {
-                let nest = writer.nest(2);
-                verdict.write(writer);
-                writer.end(nest);
+        writer.nested(LIST_ELEM, |element| {
+            put_data(element, 1, &self.key);
+            if let Some(end) = &self.key_end {
+                put_data(element, 10, end);
             }
-            None => (),
-        }
-        writer.end(element);
+            match &self.value {
+                Some(Value::Data(bytes)) => put_data(element, 2, bytes),
+                Some(Value::Verdict(verdict)) => element.nested(2, |data| verdict.write(data)),
+                None => (),
+            }
+        });
     }
 }
 

@@ -12,15 +12,12 @@ use std::{
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
+use super::attribute::{Message, Messages};
+use super::nftables::{NEWGEN, SUBSYSTEM};
+
 const NFNLGRP_NFTABLES: u32 = 7;
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_NEWGEN: u16 = 15;
 const NFTA_GEN_PROC_PID: u16 = 2;
 const NFTA_GEN_PROC_NAME: u16 = 3;
-/// Size of `struct nlmsghdr`.
-const HEADER: usize = 16;
-/// Size of `struct nfgenmsg`.
-const FAMILY_HEADER: usize = 4;
 /// A flush of a large table tells of every rule; there is room for some 10,000.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// How many of our programs are remembered: a notification comes while its program still runs or right after.
@@ -108,67 +105,29 @@ impl Watch {
 /// The ends of transactions in a datagram. What cannot be read is passed over.
 #[must_use]
 pub fn transactions(datagram: &[u8]) -> Vec<Transaction> {
-    let mut found = Vec::new();
-    let mut rest = datagram;
-    while let Some(length) = word(rest, 0) {
-        let length = length as usize;
-        let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else {
-            break;
-        };
-        if half_word(message, 4) == Some((NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_NEWGEN) {
-            let port = word(message, 12).unwrap_or_default();
-            found.push(transaction(
-                port,
-                message.get(HEADER + FAMILY_HEADER..).unwrap_or_default(),
-            ));
-        }
-        rest = rest.get(aligned(length)..).unwrap_or_default();
+    Messages(datagram)
+        .filter(|message| message.kind == (SUBSYSTEM << 8) | NEWGEN)
+        .map(|message| transaction(&message))
+        .collect()
+}
+
+fn transaction(message: &Message<'_>) -> Transaction {
+    let attributes = message.attributes();
+    let name = attributes.get(NFTA_GEN_PROC_NAME).unwrap_or_default();
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Transaction {
+        port: message.port,
+        process: attributes.u32(NFTA_GEN_PROC_PID),
+        // It need not be UTF-8, as it ends after 15 bytes.
+        name: String::from_utf8_lossy(name).into_owned(),
     }
-    found
-}
-
-fn transaction(port: u32, mut attributes: &[u8]) -> Transaction {
-    let mut transaction = Transaction {
-        port,
-        process: None,
-        name: String::new(),
-    };
-    while let (Some(length), Some(kind)) = (half_word(attributes, 0), half_word(attributes, 2)) {
-        let length = usize::from(length);
-        let Some(value) = attributes.get(4..length) else {
-            break;
-        };
-        match kind {
-            // Attributes of nf_tables are in network byte order.
-            NFTA_GEN_PROC_PID => transaction.process = value.try_into().ok().map(u32::from_be_bytes),
-            NFTA_GEN_PROC_NAME => {
-                let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
-                transaction.name = String::from_utf8_lossy(text).into_owned();
-            }
-            _ => {}
-        }
-        attributes = attributes.get(aligned(length)..).unwrap_or_default();
-    }
-    transaction
-}
-
-/// Netlink messages and attributes begin at multiples of four.
-fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn half_word(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::attribute::{HEADER, aligned};
     use super::*;
 
     /// A message with this type and these attributes, as the kernel lays it out.

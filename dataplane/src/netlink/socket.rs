@@ -7,14 +7,12 @@ use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::attribute::{Attributes, HEADER, Message, Messages};
+use super::attribute::{
+    Attributes, HEADER, Message, Messages, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, aligned, array,
+};
 use super::nftables::{Batch, Listing, TableName, Transaction, generation, generation_request, request};
 use super::ruleset;
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// A dump during which something changed (`NLM_F_DUMP_INTR`).
-const DUMP_INTERRUPTED: u16 = 0x10;
 /// The payload of the request is not in the answer (`NLM_F_CAPPED`).
 const CAPPED: u16 = 0x100;
 /// The answer has attributes behind the error (`NLM_F_ACK_TLVS`).
@@ -121,12 +119,12 @@ impl Socket {
                 if message.kind != NLMSG_ERROR || !is_ours {
                     return;
                 }
-                let (errno, text) = error(message);
+                let errno = message.error();
                 if errno != 0 && refused.is_none() {
                     refused = Some(NetlinkError::Refused {
                         what: transaction.name_of(message.sequence).to_owned(),
                         source: io::Error::from_raw_os_error(errno),
-                        text,
+                        text: text(message),
                     });
                 }
                 acknowledged |= message.sequence == last;
@@ -162,10 +160,10 @@ impl Socket {
                     if message.sequence != sequence {
                         return;
                     }
-                    interrupted |= message.flags & DUMP_INTERRUPTED != 0;
+                    interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
                     match message.kind {
                         NLMSG_DONE => ended = Some(0),
-                        NLMSG_ERROR => ended = Some(error(message).0),
+                        NLMSG_ERROR => ended = Some(message.error()),
                         _ => each(message),
                     }
                 })?;
@@ -201,7 +199,7 @@ impl Socket {
             self.receive(|message| {
                 if message.sequence == sequence {
                     found = Some(match message.kind {
-                        NLMSG_ERROR => Err(error(message).0),
+                        NLMSG_ERROR => Err(message.error()),
                         _ => Ok(generation(message).unwrap_or(0)),
                     });
                 }
@@ -238,26 +236,19 @@ impl Socket {
     }
 }
 
-/// The error in an answer of type `NLMSG_ERROR`, 0 for success, and what the kernel said of it.
-fn error(message: &Message<'_>) -> (i32, String) {
-    let errno = message
-        .payload
-        .get(..4)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(0, i32::from_ne_bytes);
+/// What the kernel said of an error, in an answer of type `NLMSG_ERROR`.
+fn text(message: &Message<'_>) -> String {
+    if message.flags & HAS_TEXT == 0 {
+        return String::new();
+    }
     let request = if message.flags & CAPPED != 0 {
         HEADER
     } else {
-        let length = message.payload.get(4..8).and_then(|bytes| bytes.try_into().ok());
-        length.map_or(HEADER, |bytes| u32::from_ne_bytes(bytes) as usize)
+        array(message.payload, 4).map_or(HEADER, |bytes| u32::from_ne_bytes(bytes) as usize)
     };
-    let text = if message.flags & HAS_TEXT != 0 {
-        let attributes = message.payload.get(4 + super::attribute::aligned(request)..);
-        Attributes(attributes.unwrap_or_default())
-            .text(ERROR_TEXT)
-            .unwrap_or_default()
-    } else {
-        ""
-    };
-    (errno.saturating_neg(), text.to_owned())
+    let attributes = message.payload.get(4 + aligned(request)..);
+    Attributes(attributes.unwrap_or_default())
+        .text(ERROR_TEXT)
+        .unwrap_or_default()
+        .to_owned()
 }
