@@ -113,14 +113,6 @@ pub fn compile<'a>(
                 .entry(family)
                 .or_default()
                 .extend(candidates.local_ready());
-            if context.settings.reset_removed && port.protocol == Protocol::Tcp {
-                let key = PortKey {
-                    owner: Arc::clone(&owner),
-                    family,
-                };
-                let addresses = existing(&owner, family, slices.clone());
-                compiled.existing.push((key, addresses));
-            }
             let place = Place {
                 service,
                 port,
@@ -128,7 +120,17 @@ pub fn compile<'a>(
                 family,
                 cluster_ip,
             };
+            let before = compiled.frontends.len();
             place.compile(&candidates, context, &mut compiled);
+            let leads_here = compiled.frontends.len() > before;
+            if leads_here && context.settings.reset_removed && port.protocol == Protocol::Tcp {
+                let key = PortKey {
+                    owner: Arc::clone(&owner),
+                    family,
+                };
+                let addresses = existing(&owner, family, slices.clone());
+                compiled.existing.push((key, addresses));
+            }
         }
     }
     if let Some(port) = service.health_check_port {

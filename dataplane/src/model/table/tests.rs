@@ -59,6 +59,18 @@ fn there_and_back_is_no_change() {
 }
 
 #[test]
+fn nothing_is_left_of_a_service_whose_addresses_are_left_to_others() {
+    let mut context = context();
+    context.settings.exclude_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    context.settings.reset_removed = true;
+    let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+    let web = service("web", &["10.96.0.1"]);
+    table.set(compile(&web, [&slice(&["10.0.1.1"])], &context), &mut diff);
+    table.remove(&web.name, &mut diff);
+    assert!(diff.is_empty(), "{diff:?}");
+}
+
+#[test]
 fn the_older_of_two_services_has_a_shared_address_and_the_other_one_gets_it_after() {
     let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
     let mut young = service("a-young", &["10.96.0.1"]);
