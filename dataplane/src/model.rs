@@ -9,7 +9,7 @@ mod names;
 mod problem;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod trace;
 
 pub use compile::{Compiled, HealthCheck, compile};

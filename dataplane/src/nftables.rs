@@ -37,11 +37,12 @@ mod words;
 mod write;
 
 use std::collections::HashMap;
-use std::io;
+
+use nix::errno::Errno;
 
 use crate::backend::{Backend, Error, Observed, Report};
 use crate::model::{Context, Diff, Family, ForwardingTable};
-use crate::netlink::nftables::{self, Listing};
+use crate::netlink::nftables::{Batch, Listing, answer};
 use crate::netlink::socket::{NetlinkError, Socket};
 use adopt::Found;
 use entry::Map;
@@ -90,23 +91,34 @@ impl Nftables {
     /// # Errors
     /// When the table could not be removed.
     pub fn remove_all(&mut self) -> Result<(), Error> {
+        self.held = None;
+        self.remove(|_| true, |_| ())
+    }
+
+    /// Removes a table that is there for which `is_due` says so, and puts in its place what `leave` writes.
+    fn remove(
+        &mut self,
+        is_due: impl Fn(&Snapshot) -> bool,
+        leave: impl FnOnce(&mut Batch),
+    ) -> Result<(), Error> {
         let family = self.family;
         let socket = self.socket()?;
-        if Snapshot::read(socket, family, || (), |_| ())
-            .map_err(failed)?
-            .is_there
-        {
-            let mut batch = socket.batch(layout::table(family));
-            batch.delete_table();
-            socket.commit(&batch.finish()).map_err(failed)?;
+        match Snapshot::outline(socket, family) {
+            Ok(snapshot) if snapshot.is_there && is_due(&snapshot) => {
+                let mut batch = socket.batch(layout::table(family));
+                batch.delete_table();
+                leave(&mut batch);
+                socket.commit(&batch.finish()).map_err(failed)
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(failed(error)),
         }
-        Ok(())
     }
 
     fn socket(&mut self) -> Result<&mut Socket, Error> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
-            None => Socket::open().map_err(no_nf_tables)?,
+            None => Socket::open().map_err(failed)?,
         };
         Ok(self.socket.insert(socket))
     }
@@ -123,32 +135,34 @@ impl Nftables {
             |entry| found.borrow_mut().add(entry),
         )
         .map_err(failed)?;
-        let found = found.into_inner();
         let context = table.context();
         let wanted = chains(context, family);
-        let foreign = snapshot.is_there.then(|| snapshot.is_foreign(family)).flatten();
         let mut writing = Writing::new(socket, family, Some(snapshot.generation));
-        let state = if snapshot.is_there && foreign.is_none() {
-            let fixed: Vec<_> = State::fixed()
-                .into_iter()
-                .filter(|entry| found.has(entry))
-                .collect();
-            let (mut state, strays) = found.adopt(table, family);
-            let mut change = state.become_table(table).map_err(full)?;
-            let missing = State::fixed().into_iter().filter(|entry| !fixed.contains(entry));
-            change.stages.switch_in.extend(missing);
-            change.stages.remove_strays(strays);
-            let unsent = Unsent::repair(&snapshot, wanted, &state, &change);
-            writing.send(&change, unsent)?;
-            state
+        let foreign = snapshot.is_foreign(&wanted, family);
+        let kept = if !snapshot.is_there {
+            None
+        } else if let Some(why) = foreign {
+            tracing::info!(%family, why, "replacing a table that an older agent made or others changed");
+            None
         } else {
-            if let Some(why) = foreign {
-                tracing::info!(%family, why, "replacing a table that an older agent made");
+            match repair(&snapshot, found.into_inner(), table, &wanted, &mut writing) {
+                Ok(state) => Some(state),
+                // Whatever is wrong with it: a new one in its place will do.
+                Err(Error::Netlink(error @ NetlinkError::Refused { .. })) => {
+                    tracing::warn!(%family, %error, "the table cannot be repaired: replacing it");
+                    None
+                }
+                Err(error) => return Err(error),
             }
-            let mut state = State::new(family);
-            let change = state.become_table(table).map_err(full)?;
-            writing.make(&wanted, &state, &change, snapshot.is_there)?;
-            state
+        };
+        let state = match kept {
+            Some(state) => state,
+            None => {
+                let mut state = State::new(family);
+                let change = state.become_table(table).map_err(full)?;
+                writing.make(&wanted, &state, &change, snapshot.is_there)?;
+                state
+            }
         };
         let (report, generation) = writing.done()?;
         self.held = Some(Held {
@@ -157,6 +171,39 @@ impl Nftables {
             generation,
         });
         Ok(report)
+    }
+
+    /// Compares the kernel with what was written.
+    fn compare_with(&mut self, held: &mut Held) -> Result<Observed, Error> {
+        let family = self.family;
+        let socket = self.socket()?;
+        let invalid_dropped = match held.context.settings.accept_invalid {
+            true => None,
+            false => counted(socket, family, INVALID).map_err(failed)?,
+        };
+        // Nobody has changed anything in this network namespace since our last transaction.
+        if Some(socket.generation().map_err(failed)?) == held.generation {
+            return Ok(Observed {
+                invalid_dropped,
+                ..Observed::default()
+            });
+        }
+        let found = std::cell::RefCell::new(Digests::new());
+        let snapshot = Snapshot::read(
+            socket,
+            family,
+            || found.borrow_mut().clear(),
+            |entry| add_to(&mut found.borrow_mut(), &entry),
+        )
+        .map_err(failed)?;
+        let observed = Observed {
+            invalid_dropped,
+            ..compare(held, &snapshot, &found.into_inner())
+        };
+        if observed.is_clean() {
+            held.generation = Some(snapshot.generation);
+        }
+        Ok(observed)
     }
 }
 
@@ -194,62 +241,45 @@ impl Backend for Nftables {
     }
 
     fn observe(&mut self) -> Result<Observed, Error> {
-        let family = self.family;
         let Some(mut held) = self.held.take() else {
             return Ok(Observed {
                 differences: vec!["nothing was written yet, or the last attempt failed".to_owned()],
                 ..Observed::default()
             });
         };
-        let socket = self.socket()?;
-        let invalid_dropped = match held.context.settings.accept_invalid {
-            true => None,
-            false => counted(socket, family, INVALID).map_err(failed)?,
-        };
-        // Nobody has changed anything in this network namespace since our last transaction.
-        if Some(socket.generation().map_err(failed)?) == held.generation {
-            self.held = Some(held);
-            return Ok(Observed {
-                invalid_dropped,
-                ..Observed::default()
-            });
-        }
-        let found = std::cell::RefCell::new(Digests::new());
-        let snapshot = Snapshot::read(
-            socket,
-            family,
-            || found.borrow_mut().clear(),
-            |entry| add_to(&mut found.borrow_mut(), &entry),
-        )
-        .map_err(failed)?;
-        let observed = Observed {
-            invalid_dropped,
-            ..compare(&held, &snapshot, &found.into_inner())
-        };
-        if observed.is_clean() {
-            held.generation = Some(snapshot.generation);
-        }
+        let observed = self.compare_with(&mut held);
+        // What was written is known also when it cannot be read at the moment.
         self.held = Some(held);
-        Ok(observed)
+        observed
     }
 
     /// Removes everything but a chain without which the kernel would stop translating established connections
     /// ([`layout::grace`]). [`Nftables::remove_all`] removes that; a later sync takes over from it.
     fn teardown(&mut self) -> Result<(), Error> {
         self.held = None;
-        let family = self.family;
-        let socket = self.socket()?;
-        let snapshot = Snapshot::read(socket, family, || (), |_| ()).map_err(failed)?;
         let left = grace();
-        if !snapshot.is_there || (snapshot.chains.len() == 1 && snapshot.has(&left)) {
-            return Ok(());
-        }
-        let mut batch = socket.batch(layout::table(family));
-        batch.delete_table();
-        batch.add_table();
-        write::put_chain(&mut batch, &left, &mut 0);
-        socket.commit(&batch.finish()).map_err(failed)
+        self.remove(
+            |snapshot| snapshot.chains.len() != 1 || !snapshot.has(&left),
+            |batch| {
+                batch.add_table();
+                write::put_chain(batch, &left, &mut 0);
+            },
+        )
     }
+}
+
+/// Brings a table that was read to what is wanted.
+fn repair(
+    snapshot: &Snapshot,
+    found: Found,
+    table: &ForwardingTable,
+    wanted: &[Chain],
+    writing: &mut Writing<'_>,
+) -> Result<State, Error> {
+    let (state, change) = found.become_table(table, writing.family).map_err(full)?;
+    let unsent = Unsent::repair(snapshot, wanted.to_vec(), &state, &change);
+    writing.send(&change, unsent)?;
+    Ok(state)
 }
 
 /// What differs between what was written and what was read.
@@ -281,7 +311,7 @@ fn compare(held: &Held, snapshot: &Snapshot, found: &Digests) -> Observed {
         {
             differences.push(format!("chain {name}: not one of those that were written"));
         }
-        differences.extend(snapshot.is_foreign(family));
+        differences.extend(snapshot.is_foreign(&chains(&held.context, family), family));
         let mut wanted = Digests::new();
         held.state.entries().for_each(|entry| add_to(&mut wanted, &entry));
         for map in Map::ALL {
@@ -317,7 +347,7 @@ fn counted(socket: &mut Socket, family: Family, counter: &str) -> Result<Option<
         Listing::Counters,
         || (),
         |message| {
-            if let Some((TABLE, name, packets)) = nftables::counter(message)
+            if let Some((TABLE, name, packets)) = answer::counter(message)
                 && name == counter
             {
                 found = Some(packets);
@@ -328,28 +358,17 @@ fn counted(socket: &mut Socket, family: Family, counter: &str) -> Result<Option<
 }
 
 fn failed(error: NetlinkError) -> Error {
-    let missing = [
-        nix::errno::Errno::EOPNOTSUPP,
-        nix::errno::Errno::EAFNOSUPPORT,
-        nix::errno::Errno::EPROTONOSUPPORT,
-    ];
-    match error.errno() {
-        Some(errno) if missing.iter().any(|known| *known as i32 == errno) => Error::MissingKernelFeature {
+    let missing = [Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT, Errno::EPROTONOSUPPORT];
+    let is_missing = |errno| missing.iter().any(|known| *known as i32 == errno);
+    if matches!(error, NetlinkError::Absent) || error.errno().is_some_and(is_missing) {
+        return Error::MissingKernelFeature {
             what: "nf_tables feature that this mode needs".to_owned(),
             hint: format!(
-                "it said {error}; mode NFTables needs Linux 5.13 or newer with nf_tables, nft_nat and nft_fib"
+                "it said: {error}; mode NFTables needs Linux 5.13 or newer with nf_tables, nft_nat and nft_fib"
             ),
-        },
-        _ => Error::Netlink(error),
+        };
     }
-}
-
-fn no_nf_tables(source: io::Error) -> Error {
-    Error::Io {
-        what: "opening a netlink socket to nf_tables (it needs CAP_NET_ADMIN, and a kernel with nfnetlink)"
-            .to_owned(),
-        source,
-    }
+    Error::Netlink(error)
 }
 
 fn full(what: state::Full) -> Error {

@@ -162,7 +162,7 @@ fn what_others_change_is_seen_and_repaired(mut node: Node) {
     node.serve(&[node.at.servers[0], node.at.servers[1]]);
     let mut connection = Connection::open(&node.client, node.vip()).unwrap();
     let before = connection.ask().unwrap();
-    let deeds: [Deed; 9] = [
+    let deeds: [Deed; 15] = [
         ("flush the ruleset", &["flush ruleset"]),
         ("delete the table", &["delete table TABLE"]),
         ("flush the table", &["flush table TABLE"]),
@@ -170,6 +170,29 @@ fn what_others_change_is_seen_and_repaired(mut node: Node) {
         ("put a rule in front", &["insert rule TABLE services drop"]),
         ("flush a map", &["flush map TABLE endpoints"]),
         ("add an element", &["add element TABLE pools { 0:77 : 0:77 }"]),
+        (
+            "remove an element that is always there",
+            &["delete element TABLE pools { 0:1 }"],
+        ),
+        ("flush what leads to chains", &["flush map TABLE classes"]),
+        (
+            "flush the memory of members",
+            &["flush map TABLE members", "flush map TABLE stable"],
+        ),
+        ("put the table to sleep", &["add table TABLE { flags dormant; }"]),
+        (
+            "hang a chain elsewhere",
+            &[
+                "flush chain TABLE nat-prerouting",
+                "delete chain TABLE nat-prerouting",
+                "add chain TABLE nat-prerouting { type nat hook prerouting priority 10; }",
+                "add rule TABLE nat-prerouting jump services",
+            ],
+        ),
+        (
+            "hang a chain of their own in our table",
+            &["add chain TABLE theirs { type filter hook input priority 0; policy accept; }"],
+        ),
         (
             "flush the table and remove a map",
             &["flush table TABLE", "delete map TABLE affinity-60"],

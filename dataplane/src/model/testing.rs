@@ -1,6 +1,7 @@
 //! Objects for the model's tests.
 
-pub(super) mod random;
+pub(crate) mod history;
+pub(crate) mod random;
 
 use std::net::IpAddr;
 

@@ -4,13 +4,15 @@ use std::io;
 use std::time::Duration;
 
 use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::attribute::{
     Attributes, HEADER, Message, Messages, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, aligned, array,
 };
-use super::nftables::{Batch, Listing, TableName, Transaction, generation, generation_request, request};
+use super::nftables::answer::generation;
+use super::nftables::{Batch, Listing, TableName, Transaction, generation_request, request};
 use super::ruleset;
 
 /// The payload of the request is not in the answer (`NLM_F_CAPPED`).
@@ -44,9 +46,12 @@ pub enum NetlinkError {
     /// The socket failed.
     #[error("talking to nf_tables: {0}")]
     Socket(#[from] io::Error),
+    /// The kernel has no nf_tables at all, so that nothing of ours can be in it.
+    #[error("the kernel has no nf_tables (CONFIG_NF_TABLES)")]
+    Absent,
     /// The ruleset changed whenever it was read.
     #[error(
-        "the nf_tables ruleset changed while it was read, {DUMP_TRIES} times in a row: something rewrites it all the time"
+        "the nf_tables ruleset changed whenever it was read: something rewrites it all the time; find out what with `nft monitor`"
     )]
     Unsteady,
 }
@@ -57,7 +62,7 @@ impl NetlinkError {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Refused { source, .. } | Self::Socket(source) => source.raw_os_error(),
-            Self::Unsteady => None,
+            Self::Absent | Self::Unsteady => None,
         }
     }
 }
@@ -75,16 +80,21 @@ impl Socket {
     /// Opens it.
     ///
     /// # Errors
-    /// When the kernel has no nfnetlink or the process may not talk to it.
-    pub fn open() -> io::Result<Self> {
-        let mut netlink = Netlink::new(NETLINK_NETFILTER)?;
+    /// When the kernel has no nfnetlink or the process may not talk to it (it needs CAP_NET_ADMIN).
+    pub fn open() -> Result<Self, NetlinkError> {
+        let mut netlink = match Netlink::new(NETLINK_NETFILTER) {
+            Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
+                return Err(NetlinkError::Absent);
+            }
+            opened => opened?,
+        };
         let address = netlink.bind_auto()?;
         netlink.set_ext_ack(true)?;
         netlink.set_cap_ack(true)?;
-        setsockopt(&netlink, sockopt::SndBufForce, &SEND_BUFFER)?;
-        setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+        setsockopt(&netlink, sockopt::SndBufForce, &SEND_BUFFER).map_err(io::Error::from)?;
+        setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(io::Error::from)?;
         let limit = TimeVal::new(ANSWER_LIMIT.as_secs().cast_signed(), 0);
-        setsockopt(&netlink, sockopt::ReceiveTimeout, &limit)?;
+        setsockopt(&netlink, sockopt::ReceiveTimeout, &limit).map_err(io::Error::from)?;
         Ok(Self {
             netlink,
             sequence: 0,
@@ -169,7 +179,7 @@ impl Socket {
                 })?;
             }
             match ended {
-                Some(errno) if errno == nix::errno::Errno::EINTR as i32 => (),
+                Some(errno) if errno == Errno::EINTR as i32 => (),
                 Some(errno) if errno != 0 => {
                     return Err(NetlinkError::Refused {
                         what: format!("listing {listing:?}"),
@@ -207,6 +217,8 @@ impl Socket {
         }
         match found {
             Some(Ok(generation)) => Ok(generation),
+            // A part of netfilter that the kernel does not have (`nfnetlink_rcv_msg`).
+            Some(Err(errno)) if errno == Errno::EINVAL as i32 => Err(NetlinkError::Absent),
             Some(Err(errno)) => Err(NetlinkError::Refused {
                 what: "the question for its generation".to_owned(),
                 source: io::Error::from_raw_os_error(errno),

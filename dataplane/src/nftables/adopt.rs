@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use super::entry::{Class, Entry};
 use super::number::{DROP, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, RESTRICTED, of_class, upper};
 use super::pool::{Slot, Slots};
-use super::state::{Known, Restriction, State, Written};
+use super::state::{Change, Full, Known, Restriction, State, Written};
 use crate::model::{Action, Family, ForwardingTable, Frontend, FrontendKey, PoolKey};
 
 /// The table's elements, by what they are.
@@ -71,14 +71,26 @@ impl Found {
         }
     }
 
-    /// Whether this element was found.
-    pub(super) fn has(&self, entry: &Entry) -> bool {
-        self.entries.contains(entry)
+    /// The state of a table, made of what was found, and what is to be written for it.
+    pub(super) fn become_table(
+        self,
+        table: &ForwardingTable,
+        family: Family,
+    ) -> Result<(State, Change), Full> {
+        let missing = State::fixed()
+            .into_iter()
+            .filter(|entry| !self.entries.contains(entry));
+        let missing: Vec<_> = missing.collect();
+        let (mut state, strays) = self.adopt(table, family);
+        let mut change = state.become_table(table)?;
+        change.stages.switch_in.extend(missing);
+        change.stages.remove_strays(strays);
+        Ok((state, change))
     }
 
     /// The state that this is, as far as `table` still has a use for it, and the elements that are in no state: they
     /// are to go. What the chains of a class have is not looked at here.
-    pub(super) fn adopt(mut self, table: &ForwardingTable, family: Family) -> (State, Vec<Entry>) {
+    fn adopt(mut self, table: &ForwardingTable, family: Family) -> (State, Vec<Entry>) {
         let mut state = State::new(family);
         let mut by_class: HashMap<Class, Known> = HashMap::new();
         for (&number, &class) in self.classes.iter().filter(|(number, _)| **number >= FIRST_CLASS) {
@@ -142,7 +154,7 @@ impl Found {
             .classes
             .iter()
             .filter(|(_, known)| known.pools == 0)
-            .map(|(class, _)| *class)
+            .map(|(class, _)| (*class, 0))
             .collect();
 
         let sorted = |ids: HashSet<u32>| {
@@ -225,3 +237,6 @@ impl Found {
         (slots.class() == Some(*class)).then_some(slots)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,14 +100,16 @@ impl Class {
 
     /// The class that has a chain of this name.
     pub(super) fn of_chain(name: &str) -> Option<Self> {
-        if name == "refuse" {
-            return Some(Self::Refuse);
-        }
-        if let Some(slots) = name.strip_prefix("pick-") {
-            return Some(Self::Pick(slots.parse().ok()?));
-        }
-        let (slots, seconds) = name.strip_prefix("sticky-")?.split_once('-')?;
-        Some(Self::Sticky(slots.parse().ok()?, seconds.parse().ok()?))
+        let class = if name == "refuse" {
+            Self::Refuse
+        } else if let Some(slots) = name.strip_prefix("pick-") {
+            Self::Pick(slots.parse().ok()?)
+        } else {
+            let (slots, seconds) = name.strip_prefix("sticky-")?.split_once('-')?;
+            Self::Sticky(slots.parse().ok()?, seconds.parse().ok()?)
+        };
+        // "pick-+3" and "pick-03" are somebody else's.
+        (class.chain() == name).then_some(class)
     }
 }
 

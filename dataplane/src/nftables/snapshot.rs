@@ -8,7 +8,8 @@ use super::layout::{Chain, TABLE, table};
 use super::sets::{affinity_seconds, affinity_set, set};
 use crate::model::Family;
 use crate::netlink::expression::is_rule;
-use crate::netlink::nftables::{self, Listing, SET_ANONYMOUS, SetSpec};
+use crate::netlink::nftables::answer::{self, BaseRead};
+use crate::netlink::nftables::{Listing, SET_ANONYMOUS, SetSpec, TABLE_DORMANT};
 use crate::netlink::socket::{NetlinkError, Socket};
 
 /// How often everything is read again because somebody committed meanwhile.
@@ -20,13 +21,22 @@ pub(super) struct Snapshot {
     /// The ruleset's generation that it was read in.
     pub(super) generation: u32,
     pub(super) is_there: bool,
+    is_dormant: bool,
     pub(super) sets: BTreeMap<String, SetSpec>,
-    /// The rules of each chain, as they came.
-    pub(super) chains: BTreeMap<String, Vec<Vec<u8>>>,
+    pub(super) chains: BTreeMap<String, ChainFound>,
     /// The names of our counters that are there.
     pub(super) counters: Vec<String>,
     /// Whether an element was read that is none of ours.
     pub(super) has_strange_elements: bool,
+}
+
+/// A chain as it was read.
+#[derive(Debug)]
+pub(super) struct ChainFound {
+    /// For a base chain, where it hangs.
+    base: Option<BaseRead>,
+    /// Its rules, as they came.
+    rules: Vec<Vec<u8>>,
 }
 
 /// What a map's elements come to: how many, and a sum that does not depend on their order.
@@ -59,43 +69,64 @@ impl Snapshot {
         mut again: impl FnMut(),
         mut each: impl FnMut(Entry),
     ) -> Result<Self, NetlinkError> {
-        for _ in 0..TRIES {
+        Self::steadily(socket, |snapshot, socket, is_first| {
+            if !is_first {
+                again();
+            }
+            snapshot.read_outline(socket, family)?;
+            snapshot.read_elements(socket, family, &mut again, &mut each)
+        })
+    }
+
+    /// Reads everything but the elements.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub(super) fn outline(socket: &mut Socket, family: Family) -> Result<Self, NetlinkError> {
+        Self::steadily(socket, |snapshot, socket, _| {
+            snapshot.read_outline(socket, family)
+        })
+    }
+
+    /// Reads until nobody changed anything meanwhile.
+    fn steadily(
+        socket: &mut Socket,
+        mut read: impl FnMut(&mut Self, &mut Socket, bool) -> Result<(), NetlinkError>,
+    ) -> Result<Self, NetlinkError> {
+        for attempt in 0..TRIES {
             let generation = socket.generation()?;
             let mut snapshot = Self {
                 generation,
                 ..Self::default()
             };
-            let read = snapshot.read_once(socket, family, &mut again, &mut each);
+            let outcome = read(&mut snapshot, socket, attempt == 0);
             let is_same = socket.generation()? == generation;
-            match read {
+            match outcome {
                 Ok(()) if is_same => return Ok(snapshot),
                 Err(error) if is_same => return Err(error),
                 // What was listed may have gone before its elements were read.
-                _ => again(),
+                _ => (),
             }
         }
         Err(NetlinkError::Unsteady)
     }
 
-    fn read_once(
-        &mut self,
-        socket: &mut Socket,
-        family: Family,
-        again: &mut impl FnMut(),
-        each: &mut impl FnMut(Entry),
-    ) -> Result<(), NetlinkError> {
+    fn read_outline(&mut self, socket: &mut Socket, family: Family) -> Result<(), NetlinkError> {
         let name = table(family);
-        let mut is_there = false;
+        let mut flags = None;
         socket.list(
             name,
             Listing::Tables,
             || (),
             |message| {
-                is_there |= nftables::table(message) == Some(TABLE);
+                if let Some((TABLE, found)) = answer::table(message) {
+                    flags = Some(found);
+                }
             },
         )?;
-        self.is_there = is_there;
-        if !is_there {
+        self.is_there = flags.is_some();
+        self.is_dormant = flags.is_some_and(|flags| flags & TABLE_DORMANT != 0);
+        if !self.is_there {
             return Ok(());
         }
         let sets = &mut self.sets;
@@ -104,7 +135,7 @@ impl Snapshot {
             Listing::Sets,
             || (),
             |message| {
-                if let Some(set) = nftables::set(message).filter(|set| set.flags & SET_ANONYMOUS == 0) {
+                if let Some(set) = answer::set(message).filter(|set| set.flags & SET_ANONYMOUS == 0) {
                     sets.insert(set.name.clone(), set);
                 }
             },
@@ -115,8 +146,9 @@ impl Snapshot {
             Listing::Chains,
             || (),
             |message| {
-                if let Some((TABLE, chain, _)) = nftables::chain(message) {
-                    chains.insert(chain.to_owned(), Vec::new());
+                if let Some(chain) = answer::chain(message).filter(|chain| chain.table == TABLE) {
+                    let (base, rules) = (chain.base, Vec::new());
+                    chains.insert(chain.name.to_owned(), ChainFound { base, rules });
                 }
             },
         )?;
@@ -124,12 +156,17 @@ impl Snapshot {
         socket.list(
             name,
             Listing::Rules,
-            || chains.borrow_mut().values_mut().for_each(Vec::clear),
+            || {
+                chains
+                    .borrow_mut()
+                    .values_mut()
+                    .for_each(|chain| chain.rules.clear())
+            },
             |message| {
-                if let Some(rule) = nftables::rule(message).filter(|rule| rule.table == TABLE)
-                    && let Some(rules) = chains.borrow_mut().get_mut(rule.chain)
+                if let Some(rule) = answer::rule(message).filter(|rule| rule.table == TABLE)
+                    && let Some(chain) = chains.borrow_mut().get_mut(rule.chain)
                 {
-                    rules.push(rule.expressions.to_vec());
+                    chain.rules.push(rule.expressions.to_vec());
                 }
             },
         )?;
@@ -139,11 +176,20 @@ impl Snapshot {
             Listing::Counters,
             || (),
             |message| {
-                if let Some((TABLE, counter, _)) = nftables::counter(message) {
+                if let Some((TABLE, counter, _)) = answer::counter(message) {
                     counters.push(counter.to_owned());
                 }
             },
-        )?;
+        )
+    }
+
+    fn read_elements(
+        &mut self,
+        socket: &mut Socket,
+        family: Family,
+        again: &mut impl FnMut(),
+        each: &mut impl FnMut(Entry),
+    ) -> Result<(), NetlinkError> {
         let mut strange = false;
         for map in Map::ALL
             .into_iter()
@@ -151,8 +197,8 @@ impl Snapshot {
         {
             // An interrupted listing makes the generation differ, so that everything is read again.
             let again = &mut *again;
-            socket.list(name, Listing::Elements(map.name()), again, |message| {
-                nftables::elements(message, |element| match Entry::read(map, family, &element) {
+            socket.list(table(family), Listing::Elements(map.name()), again, |message| {
+                answer::elements(message, |element| match Entry::read(map, family, &element) {
                     Some(entry) => each(entry),
                     None => strange = true,
                 });
@@ -162,9 +208,23 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Why the table cannot be brought to what is wanted step by step; none when it can. The sets decide: chains are
-    /// written anew where they differ.
-    pub(super) fn is_foreign(&self, family: Family) -> Option<String> {
+    /// Why the table cannot be brought to what is wanted step by step; none when it can. Sets and hooks decide: the
+    /// rules of chains are written anew where they differ.
+    pub(super) fn is_foreign(&self, wanted: &[Chain], family: Family) -> Option<String> {
+        if self.is_dormant {
+            return Some("the table is dormant".to_owned());
+        }
+        for (name, found) in &self.chains {
+            let ours = wanted.iter().find(|chain| chain.name == *name);
+            let hangs_right = match (&found.base, ours.and_then(|chain| chain.hook)) {
+                (None, None) => true,
+                (Some(base), Some(hook)) => base.is(&hook),
+                _ => false,
+            };
+            if !hangs_right {
+                return Some(format!("chain {name} does not hang where it should"));
+            }
+        }
         for map in Map::ALL {
             match self.sets.get(map.name()) {
                 Some(found) if is_same(found, &set(map, family)) => (),
@@ -187,11 +247,11 @@ impl Snapshot {
     /// Whether a chain has just these rules.
     pub(super) fn has(&self, chain: &Chain) -> bool {
         self.chains.get(&chain.name).is_some_and(|found| {
-            found.len() == chain.rules.len()
+            found.rules.len() == chain.rules.len()
                 && chain
                     .rules
                     .iter()
-                    .zip(found)
+                    .zip(&found.rules)
                     .all(|(rule, found)| is_rule(rule, found))
         })
     }

@@ -29,8 +29,10 @@ pub(super) struct State {
     pub(super) pool_ids: Identifiers,
     pub(super) restriction_ids: Identifiers,
     pub(super) class_ids: Identifiers,
-    /// Classes that no pool has, those first that have been so for longest.
-    pub(super) idle: VecDeque<Class>,
+    /// Classes that no pool has, those first that have been so for longest, each with the change that made it so.
+    pub(super) idle: VecDeque<(Class, u64)>,
+    /// Counts changes.
+    round: u64,
     /// Whether the classes of [`COMMON`] are there for good.
     has_common: bool,
 }
@@ -129,6 +131,8 @@ pub(super) struct Change {
     pub(super) stages: Stages,
     /// Classes whose chains go last.
     pub(super) old_classes: Vec<(Class, u16)>,
+    /// Timeouts that no class has any more: their maps go with the last of them.
+    pub(super) old_timeouts: Vec<u32>,
 }
 
 /// Why a change cannot be written.
@@ -157,6 +161,7 @@ impl State {
             restriction_ids: Identifiers::new(1, ID),
             class_ids: Identifiers::new(FIRST_CLASS.into(), LAST_CLASS.into()),
             idle: VecDeque::new(),
+            round: 0,
             has_common: false,
         }
     }
@@ -234,7 +239,7 @@ impl State {
         context: Option<&Context>,
     ) -> Result<Change, Full> {
         let mut change = Change::default();
-        let idle_before = self.idle.len();
+        self.round += 1;
         if !self.has_common {
             for slots in 1..=COMMON {
                 self.acquire(Class::Pick(slots), &mut change)?;
@@ -280,7 +285,7 @@ impl State {
             let entry = |()| Entry::Hairpin(ip);
             change.stages.support(before.map(entry), after.map(entry));
         }
-        self.drop_idle(idle_before, &mut change);
+        self.drop_idle(&mut change);
         Ok(change)
     }
 
@@ -338,7 +343,7 @@ impl State {
     fn acquire(&mut self, class: Class, change: &mut Change) -> Result<(), Full> {
         if let Some(known) = self.classes.get_mut(&class) {
             if known.pools == 0 {
-                self.idle.retain(|idle| *idle != class);
+                self.idle.retain(|(idle, _)| *idle != class);
             }
             known.pools += 1;
             return Ok(());
@@ -354,23 +359,26 @@ impl State {
         if let Some(known) = self.classes.get_mut(&class) {
             known.pools = known.pools.saturating_sub(1);
             if known.pools == 0 {
-                self.idle.push_back(class);
+                self.idle.push_back((class, self.round));
             }
         }
     }
 
     /// Removes classes that have been idle for longest, but none that became so just now: a packet may still be on its
     /// way to it.
-    fn drop_idle(&mut self, idle_before: usize, change: &mut Change) {
-        for _ in 0..idle_before {
-            if self.idle.len() <= KEPT {
-                return;
-            }
-            if let Some(class) = self.idle.pop_front()
-                && let Some(known) = self.classes.remove(&class)
+    fn drop_idle(&mut self, change: &mut Change) {
+        while self.idle.len() > KEPT
+            && let Some((class, _)) = self.idle.pop_front_if(|(_, round)| *round < self.round)
+        {
+            let Some(known) = self.classes.remove(&class) else {
+                continue;
+            };
+            self.class_ids.give_back(known.number.into());
+            change.old_classes.push((class, known.number));
+            if let Some(seconds) = class.seconds()
+                && self.classes.keys().all(|other| other.seconds() != Some(seconds))
             {
-                self.class_ids.give_back(known.number.into());
-                change.old_classes.push((class, known.number));
+                change.old_timeouts.push(seconds);
             }
         }
     }

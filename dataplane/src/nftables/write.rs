@@ -67,7 +67,10 @@ impl Unsent {
         let used: BTreeSet<u32> = state.classes.keys().filter_map(|class| class.seconds()).collect();
         let found = snapshot.sets.keys().filter_map(|name| affinity_seconds(name));
         let found: BTreeSet<u32> = found.collect();
-        let unused = found.difference(&used);
+        // Those of classes that go, go with them.
+        let unused = found
+            .difference(&used)
+            .filter(|seconds| !change.old_timeouts.contains(seconds));
         let stray_sets = unused
             .map(|seconds| affinity_set(*seconds, family).name)
             .collect();
@@ -92,7 +95,7 @@ impl Unsent {
 /// Sends transactions and counts them.
 pub(super) struct Writing<'a> {
     socket: &'a mut Socket,
-    family: Family,
+    pub(super) family: Family,
     /// What the ruleset's generation is if nobody else has changed it.
     generation: Option<u32>,
     report: Report,
@@ -249,6 +252,9 @@ impl<'a> Writing<'a> {
             let chains = class_chains(*class, self.family);
             chains.iter().for_each(|chain| batch.flush_chain(&chain.name));
             chains.iter().for_each(|chain| batch.delete_chain(&chain.name));
+        }
+        for seconds in &change.old_timeouts {
+            batch.delete_set(&affinity_set(*seconds, self.family).name);
         }
     }
 }

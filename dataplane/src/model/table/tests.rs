@@ -3,9 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::testing::random::{any_context, any_name, any_service, any_slices};
+use crate::model::testing::history::{Objects, step};
+use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, service, slice};
-use crate::model::{Destination, EndpointSlice, Family, Protocol, Service, compile};
+use crate::model::{Context, Destination, EndpointSlice, Family, Protocol, Service, compile};
 
 fn key(address: &str) -> FrontendKey {
     let address = ip(address);
@@ -109,66 +110,6 @@ fn a_service_without_any_address_is_not_counted_when_it_is_gone() {
     assert_eq!(table.direct_access_count(), 1);
     table.remove(&web.name, &mut diff);
     assert_eq!((table.direct_access_count(), diff), (0, Diff::default()));
-}
-
-/// What may happen to a table.
-#[derive(Clone, Debug)]
-enum Step {
-    Set(Box<(Service, Vec<EndpointSlice>)>),
-    Remove(ServiceName),
-    Context(Box<Context>),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        8 => (any_service(), any_slices()).prop_map(|objects| Step::Set(Box::new(objects))),
-        2 => any_name().prop_map(Step::Remove),
-        1 => any_context().prop_map(|context| Step::Context(Box::new(context))),
-    ]
-}
-
-/// The objects behind a table, as the agent has them.
-#[derive(Default)]
-struct Objects {
-    context: Context,
-    services: BTreeMap<ServiceName, (Service, Vec<EndpointSlice>)>,
-}
-
-impl Objects {
-    fn take(&mut self, table: &mut ForwardingTable, diff: &mut Diff, step: &Step) {
-        match step {
-            Step::Set(objects) => {
-                let (service, slices) = objects.as_ref();
-                table.set(compile(service, slices, &self.context), diff);
-                self.services
-                    .insert(service.name.clone(), (service.clone(), slices.clone()));
-            }
-            Step::Remove(name) => {
-                table.remove(name, diff);
-                self.services.remove(name);
-            }
-            Step::Context(context) => {
-                self.context = context.as_ref().clone();
-                table.set_context(self.context.clone(), diff);
-                for (service, slices) in self.services.values() {
-                    table.set(compile(service, slices, &self.context), diff);
-                }
-            }
-        }
-    }
-
-    /// The table that somebody has who never saw anything else.
-    fn build<'a>(
-        context: &Context,
-        services: impl IntoIterator<Item = &'a (Service, Vec<EndpointSlice>)>,
-    ) -> ForwardingTable {
-        let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
-        table.set_context(context.clone(), &mut diff);
-        for (service, slices) in services {
-            table.set(compile(service, slices, context), &mut diff);
-        }
-        table
-    }
 }
 
 /// What backends have of a table.
