@@ -276,9 +276,18 @@ impl Engine {
         let mode = choose(settings.mode);
         if self.mode.as_ref().map(|(mode, _)| *mode) != Some(mode.0) || self.families.is_empty() {
             tracing::info!(policy = assignment.policy, mode = %mode.0, "forwarding in this mode");
-            self.families = self.make_families(mode.0);
+            let families = self.make_families(mode.0);
+            let mut before = std::mem::replace(&mut self.families, families);
+            before.append(&mut self.retiring);
+            before.retain(|old| old.mode() != mode.0);
+            // An earlier run of the agent may have left something in modes that this one did not run.
             let others = MODES.into_iter().filter(|other| *other != mode.0);
-            self.retiring = others.flat_map(|other| self.make_families(other)).collect();
+            for family in others.flat_map(|other| self.make_families(other)) {
+                if !before.iter().any(|old| old.is_the_same_as(&family)) {
+                    before.push(family);
+                }
+            }
+            self.retiring = before;
         }
         self.mode = Some(mode);
         let verbosity = settings.log_verbosity;
@@ -369,12 +378,19 @@ impl Engine {
             let diff = self.forwarding.take_diff();
             let table = self.forwarding.table();
             self.cleaner.changing(table, &diff);
+            let mut failing = Vec::new();
             for family in &mut self.families {
-                match family.write(table, &diff, now, &self.metrics) {
-                    Some(SyncKind::Partial) => self.cleaner.written(family.family()),
-                    Some(SyncKind::Full) => self.forwarding.compare_all(&self.cleaner, family.family()),
-                    // What is not in the kernel yet waits for the sync that makes up for it.
-                    None => {}
+                let written = family.write(table, &diff, now, &self.metrics);
+                tell_cleaner(&self.cleaner, &self.forwarding, family.family(), written);
+                if !family.is_settled() {
+                    failing.push(family.family());
+                }
+            }
+            // Where the mode that is wanted cannot be had, the one that ran goes on following changes.
+            for old in &mut self.retiring {
+                if failing.contains(&old.family()) && old.is_settled() && !diff.is_empty() {
+                    let written = old.write(table, &diff, now, &self.metrics);
+                    tell_cleaner(&self.cleaner, &self.forwarding, old.family(), written);
                 }
             }
             self.timers.last_sync = Some(Instant::now());
@@ -475,6 +491,16 @@ impl Engine {
             *published = state;
             differs
         });
+    }
+}
+
+/// Lets stale connection entries go, as far as the rules that make them so are in the kernel.
+fn tell_cleaner(cleaner: &Cleaner, forwarding: &Forwarding, family: Family, written: Option<SyncKind>) {
+    match written {
+        Some(SyncKind::Partial) => cleaner.written(family),
+        Some(SyncKind::Full) => forwarding.compare_all(cleaner, family),
+        // What is not in the kernel yet waits for the sync that makes up for it.
+        None => {}
     }
 }
 

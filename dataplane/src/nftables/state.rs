@@ -367,9 +367,16 @@ impl State {
     /// Removes classes that have been idle for longest, but none that became so just now: a packet may still be on its
     /// way to it.
     fn drop_idle(&mut self, change: &mut Change) {
-        while self.idle.len() > KEPT
-            && let Some((class, _)) = self.idle.pop_front_if(|(_, round)| *round < self.round)
-        {
+        while self.idle.len() > KEPT {
+            let Some((class, _)) = self
+                .idle
+                .front()
+                .copied()
+                .filter(|(_, round)| *round < self.round)
+            else {
+                return;
+            };
+            self.idle.pop_front();
             let Some(known) = self.classes.remove(&class) else {
                 continue;
             };

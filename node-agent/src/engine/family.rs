@@ -55,6 +55,15 @@ impl FamilyProxy {
         self.family
     }
 
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether both are for the same part of the kernel.
+    pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
+        (self.mode, self.family) == (other.mode, other.family)
+    }
+
     pub(super) fn state(&self) -> FamilyState {
         FamilyState {
             family: self.family,
@@ -136,7 +145,9 @@ impl FamilyProxy {
     fn fail(&mut self, error: &Error, table: &ForwardingTable) {
         let needed = table.frontends().any(|(key, _)| key.family == self.family);
         let outcome = match error {
-            Error::MissingKernelFeature { .. } if !needed => Outcome::Unneeded(error.to_string()),
+            Error::MissingKernelFeature { .. } | Error::MissingProgram { .. } if !needed => {
+                Outcome::Unneeded(error.to_string())
+            }
             _ => Outcome::Failed(error.to_string()),
         };
         if self.outcome != outcome {

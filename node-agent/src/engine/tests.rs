@@ -294,6 +294,16 @@ async fn an_edit_of_the_mode_takes_the_old_one_down_when_the_new_one_is_there() 
     assert_eq!(state.mode.unwrap().0, Mode::NFTables);
     assert!(agent.v4.lock().unwrap().calls.is_empty(), "it still forwards");
     assert_eq!(sizes(&agent.v4), [1]);
+    // And it follows changes as long as it has to.
+    agent.tell([endpoints(&[1, 2, 3])]).await;
+    agent.until("three endpoints", |state| state.endpoints == 3).await;
+    let mut tries = 0;
+    while sizes(&agent.v4) != [3] {
+        tries += 1;
+        assert!(tries < 100, "the old mode does not follow changes");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    agent.v4.lock().unwrap().calls.clear();
     v4.lock().unwrap().fail_sync = false;
     agent
         .until("both are there", |state| {

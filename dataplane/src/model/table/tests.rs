@@ -6,7 +6,7 @@ use super::*;
 use crate::model::testing::history::{Objects, step};
 use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, service, slice};
-use crate::model::{Context, Destination, EndpointSlice, Family, Protocol, Service, compile};
+use crate::model::{Destination, EndpointSlice, Family, Protocol, Service, compile};
 
 fn key(address: &str) -> FrontendKey {
     let address = ip(address);
