@@ -467,3 +467,6 @@ impl Verdict {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

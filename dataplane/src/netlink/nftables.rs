@@ -172,3 +172,6 @@ pub fn generation_request(sequence: u32) -> Vec<u8> {
     writer.end_message(begun);
     writer.into_bytes()
 }
+
+#[cfg(test)]
+mod tests;
