@@ -103,16 +103,19 @@ impl Nftables {
     ) -> Result<(), Error> {
         let family = self.family;
         let socket = self.socket()?;
-        match Snapshot::outline(socket, family) {
-            Ok(snapshot) if snapshot.is_there && is_due(&snapshot) => {
-                let mut batch = socket.batch(layout::table(family));
-                batch.delete_table();
-                leave(&mut batch);
-                socket.commit(&batch.finish()).map_err(failed)
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(failed(error)),
+        let snapshot = Snapshot::outline(socket, family).map_err(failed)?;
+        if snapshot.is_there && is_due(&snapshot) {
+            let mut batch = socket.batch(layout::table(family));
+            batch.delete_table();
+            leave(&mut batch);
+            socket.commit(&batch.finish()).map_err(failed)?;
         }
+        if snapshot.has_deputy {
+            let mut batch = socket.batch(layout::deputy(family));
+            batch.delete_table();
+            socket.commit(&batch.finish()).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn socket(&mut self) -> Result<&mut Socket, Error> {
@@ -156,11 +159,23 @@ impl Nftables {
             }
         };
         let state = match kept {
-            Some(state) => state,
+            Some(state) => {
+                if snapshot.has_deputy {
+                    writing.remove_deputy(&[])?;
+                }
+                state
+            }
             None => {
                 let mut state = State::new(family);
                 let change = state.become_table(table).map_err(full)?;
-                writing.make(&wanted, &state, &change, snapshot.is_there)?;
+                if snapshot.is_there {
+                    writing.replace(&wanted, &change, &snapshot)?;
+                } else {
+                    writing.make(&wanted, &change)?;
+                    if snapshot.has_deputy {
+                        writing.remove_deputy(&[])?;
+                    }
+                }
                 state
             }
         };

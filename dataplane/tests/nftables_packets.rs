@@ -37,6 +37,7 @@ in_both_families! {
     what_others_change_is_seen_and_repaired
     what_others_have_stays
     a_table_of_an_older_layout_is_replaced_without_a_gap
+    a_replacement_that_was_cut_short_is_finished
     no_connection_misses_a_pool_that_grows_and_shrinks
     a_client_keeps_its_endpoint
     teardown_keeps_the_connection
@@ -284,6 +285,31 @@ fn a_table_of_an_older_layout_is_replaced_without_a_gap(mut node: Node) {
     assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["answered"], "{outcomes:?}");
     assert_eq!(connection.ask().unwrap(), before, "it lives on");
     assert_eq!(node.observe().to_string(), "");
+}
+
+/// An agent that was killed while a table stood in for the one that it replaced.
+fn a_replacement_that_was_cut_short_is_finished(mut node: Node) {
+    node.serve(&node.at.servers.clone());
+    let ours = table(&node).join(" ");
+    let listed = nft(&node, &[&format!("list table {ours}")]);
+    let deputy = listed.replacen("pointsman", "pointsman-deputy", 1);
+    let shown = |node: &Node| nft(node, &["list tables"]);
+    let before = shown(&node);
+    for kept in [true, false] {
+        node.host.program(&["nft", "-f", "-"], &deputy);
+        if !kept {
+            nft(&node, &[&format!("delete table {ours}")]);
+        }
+        assert_eq!(outcome(&node.client, Protocol::Tcp, node.vip()), "answered");
+        node.restart();
+        node.sync();
+        assert_eq!(shown(&node), before);
+        assert_eq!(outcome(&node.client, Protocol::Tcp, node.vip()), "answered");
+        assert_eq!(node.observe().to_string(), "");
+    }
+    node.host.program(&["nft", "-f", "-"], &deputy);
+    node.teardown();
+    assert_eq!(shown(&node), before, "no more than what keeps connections alive");
 }
 
 fn no_connection_misses_a_pool_that_grows_and_shrinks(mut node: Node) {

@@ -14,6 +14,8 @@ use crate::netlink::nftables::{Hook, TableName};
 
 /// The name of the table, in both families.
 pub(super) const TABLE: &str = "pointsman";
+/// The table that stands in while the other one is replaced.
+pub(super) const DEPUTY: &str = "pointsman-deputy";
 /// Connections that found no endpoint at their slot, twice: see [`super::picks`].
 pub(super) const MISSES: &str = "misses";
 /// Clients that no room was left to remember.
@@ -35,6 +37,26 @@ pub(super) fn table(family: Family) -> TableName {
         family: Header::of(family).number,
         name: TABLE,
     }
+}
+
+pub(super) fn deputy(family: Family) -> TableName {
+    TableName {
+        name: DEPUTY,
+        ..table(family)
+    }
+}
+
+/// Where destinations are translated: before kube-proxy (-100), since the first that translates wins.
+const TRANSLATE: i32 = -102;
+
+/// The chains of the table that stands in: what the other one does not translate, it does.
+pub(super) fn deputy_chains(mut chains: Vec<Chain>) -> Vec<Chain> {
+    for hook in chains.iter_mut().filter_map(|chain| chain.hook.as_mut()) {
+        if hook.priority == TRANSLATE {
+            hook.priority += 1;
+        }
+    }
+    chains
 }
 
 /// The chains that are there whatever Services there are, those first that others go to.
@@ -64,9 +86,14 @@ pub(super) fn chains(context: &Context, family: Family) -> Vec<Chain> {
         inner("node-port", node_port(context, family)),
         inner("services", services(family)),
         inner("unclaimed", unclaimed(context, family)),
-        // Before kube-proxy's: the first that translates wins.
-        base("nat-prerouting", "nat", 0, -101, vec![vec![jump("services")]]),
-        base("nat-output", "nat", 3, -101, vec![vec![jump("services")]]),
+        base(
+            "nat-prerouting",
+            "nat",
+            0,
+            TRANSLATE,
+            vec![vec![jump("services")]],
+        ),
+        base("nat-output", "nat", 3, TRANSLATE, vec![vec![jump("services")]]),
         base(
             "nat-prerouting-last",
             "nat",

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::entry::{Entry, Map};
-use super::layout::{Chain, TABLE, table};
+use super::layout::{Chain, DEPUTY, TABLE, table};
 use super::sets::{affinity_seconds, affinity_set, set};
 use crate::model::Family;
 use crate::netlink::expression::is_rule;
@@ -22,6 +22,8 @@ pub(super) struct Snapshot {
     pub(super) generation: u32,
     pub(super) is_there: bool,
     is_dormant: bool,
+    /// Whether the table that stands in during a replacement is there.
+    pub(super) has_deputy: bool,
     pub(super) sets: BTreeMap<String, SetSpec>,
     pub(super) chains: BTreeMap<String, ChainFound>,
     /// The names of our counters that are there.
@@ -113,17 +115,18 @@ impl Snapshot {
 
     fn read_outline(&mut self, socket: &mut Socket, family: Family) -> Result<(), NetlinkError> {
         let name = table(family);
-        let mut flags = None;
+        let (mut flags, mut has_deputy) = (None, false);
         socket.list(
             name,
             Listing::Tables,
             || (),
-            |message| {
-                if let Some((TABLE, found)) = answer::table(message) {
-                    flags = Some(found);
-                }
+            |message| match answer::table(message) {
+                Some((TABLE, found)) => flags = Some(found),
+                Some((DEPUTY, _)) => has_deputy = true,
+                _ => (),
             },
         )?;
+        self.has_deputy = has_deputy;
         self.is_there = flags.is_some();
         self.is_dormant = flags.is_some_and(|flags| flags & TABLE_DORMANT != 0);
         if !self.is_there {
@@ -242,6 +245,12 @@ impl Snapshot {
         }
         self.has_strange_elements
             .then(|| "a map has elements that are not ours".to_owned())
+    }
+
+    /// The chains that hang at a hook.
+    pub(super) fn base_chains(&self) -> Vec<String> {
+        let hung = self.chains.iter().filter(|(_, chain)| chain.base.is_some());
+        hung.map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether a chain has just these rules.

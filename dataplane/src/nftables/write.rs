@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::entry::{Class, Entry, Map};
 use super::failed;
-use super::layout::{COUNTERS, Chain, table};
+use super::layout::{COUNTERS, Chain, deputy, deputy_chains, table};
 use super::picks::class_chains;
 use super::pool::Stages;
 use super::sets::{affinity_seconds, affinity_set, set};
@@ -14,7 +14,7 @@ use super::words::PROTOCOLS;
 use crate::backend::{Error, Report};
 use crate::model::Family;
 use crate::netlink::expression::Expression;
-use crate::netlink::nftables::{Batch, Element, Hook, SET_ANONYMOUS, SET_CONSTANT, SetSpec};
+use crate::netlink::nftables::{Batch, Element, Hook, SET_ANONYMOUS, SET_CONSTANT, SetSpec, TableName};
 use crate::netlink::socket::Socket;
 
 /// Elements of one transaction: many, because each costs a round trip, and not all, because the kernel keeps a
@@ -96,6 +96,7 @@ impl Unsent {
 pub(super) struct Writing<'a> {
     socket: &'a mut Socket,
     pub(super) family: Family,
+    table: TableName,
     /// What the ruleset's generation is if nobody else has changed it.
     generation: Option<u32>,
     report: Report,
@@ -106,6 +107,7 @@ impl<'a> Writing<'a> {
         Self {
             socket,
             family,
+            table: table(family),
             generation,
             report: Report::default(),
         }
@@ -122,7 +124,7 @@ impl<'a> Writing<'a> {
     }
 
     fn batch(&mut self) -> Batch {
-        self.socket.batch(table(self.family))
+        self.socket.batch(self.table)
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), Error> {
@@ -140,19 +142,9 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Makes the table with all that is in it. One that is there is replaced in one transaction, so that no packet
-    /// meets none; otherwise large parts come one after the other, what leads to others last.
-    pub(super) fn make(
-        &mut self,
-        wanted: &[Chain],
-        state: &State,
-        change: &Change,
-        is_there: bool,
-    ) -> Result<(), Error> {
+    /// Makes the table with all that is in it: large parts one after the other, what leads to others last.
+    pub(super) fn make(&mut self, wanted: &[Chain], change: &Change) -> Result<(), Error> {
         let mut batch = self.batch();
-        if is_there {
-            batch.delete_table();
-        }
         batch.add_table();
         COUNTERS.iter().for_each(|name| batch.add_counter(name));
         Map::ALL
@@ -163,18 +155,59 @@ impl<'a> Writing<'a> {
             .iter()
             .for_each(|chain| put_chain(&mut batch, chain, &mut anonymous));
         put_elements(&mut batch, &State::fixed(), true);
-        if is_there {
-            self.add_classes(&mut batch, change, &BTreeSet::new(), &mut anonymous);
-            let classes: Vec<Entry> = State::fixed().to_vec();
-            let entries: Vec<Entry> = state
-                .entries()
-                .filter(|entry| !classes.contains(entry) && entry.map() != Map::Classes)
-                .collect();
-            put_elements(&mut batch, &entries, true);
-            return self.commit(batch);
-        }
         self.commit(batch)?;
         self.send(change, Unsent::default())
+    }
+
+    /// Makes a table in place of one that is there, without a packet that meets neither. Were one removed in the
+    /// transaction that makes the other, a packet between their two chains at a hook would find both empty. So a third
+    /// one stands in: it is asked after the old and after the new one, and is whole while they are not.
+    pub(super) fn replace(
+        &mut self,
+        wanted: &[Chain],
+        change: &Change,
+        snapshot: &Snapshot,
+    ) -> Result<(), Error> {
+        let old = snapshot.base_chains();
+        if old.is_empty() {
+            // Nothing gets to it: an agent was stopped at the end of this, and the deputy that it left is whole.
+            self.remove_table(&old)?;
+            self.make(wanted, change)?;
+            return match snapshot.has_deputy {
+                true => self.remove_deputy(&[]),
+                false => Ok(()),
+            };
+        }
+        if snapshot.has_deputy {
+            self.remove_deputy(&[])?;
+        }
+        let deputies = deputy_chains(wanted.to_vec());
+        self.table = deputy(self.family);
+        self.make(&deputies, change)?;
+        self.table = table(self.family);
+        self.remove_table(&old)?;
+        self.make(wanted, change)?;
+        let hung = deputies.into_iter().filter(|chain| chain.hook.is_some());
+        self.remove_deputy(&hung.map(|chain| chain.name).collect::<Vec<_>>())
+    }
+
+    /// Removes the table that stands in.
+    pub(super) fn remove_deputy(&mut self, hung: &[String]) -> Result<(), Error> {
+        self.table = deputy(self.family);
+        let removed = self.remove_table(hung);
+        self.table = table(self.family);
+        removed
+    }
+
+    /// Removes a table, before that its chains at hooks: a packet that is on its way through goes on as if nothing were.
+    fn remove_table(&mut self, hung: &[String]) -> Result<(), Error> {
+        let mut batch = self.batch();
+        hung.iter().for_each(|name| batch.flush_chain(name));
+        hung.iter().for_each(|name| batch.delete_chain(name));
+        self.commit(batch)?;
+        let mut batch = self.batch();
+        batch.delete_table();
+        self.commit(batch)
     }
 
     /// Sends a change: what nothing leads to yet, then the switch, then what nothing leads to any more.
