@@ -214,6 +214,10 @@ impl Backend for Nftables {
         self.family
     }
 
+    fn tables(&self) -> &'static [&'static str] {
+        &[TABLE]
+    }
+
     fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error> {
         // Taken out: after a failure nothing is known, and the next call reads the kernel.
         let Some(mut held) = self.held.take() else {
