@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use pointsman_e2e::{
     Cluster, ControlPlane, Fabric, Options, Toolchain,
     cluster::{LIMIT, note, section},
+    nft,
     observe::{condition, eventually},
     sysctl,
     traffic::{Client, Protocol},
@@ -52,9 +53,11 @@ fn without_a_policy_nothing_is_forwarded(cluster: &Cluster<'_>) -> Result<()> {
         let outcome = Client::of(cluster.client.namespace()).tcp(vip);
         assert!(outcome.answer().is_none(), "{vip}: {outcome}");
     }
-    let rules = cluster.nodes[0].command("iptables-save").output()?;
-    let rules = String::from_utf8(rules.stdout)?;
-    assert!(!rules.contains("10.96."), "{rules}");
+    let rules = nft::list(cluster.nodes[0].namespace(), "ruleset")?;
+    assert!(
+        !rules.contains("10.96.") && !rules.contains("pointsman"),
+        "{rules}"
+    );
     Ok(())
 }
 
@@ -107,7 +110,7 @@ fn a_policy_reaches_every_node(cluster: &Cluster<'_>) -> Result<String> {
         assert_eq!(sysctl::read(node.namespace(), ESTABLISHED)?, "86400");
         assert_eq!(
             cluster.agent(node.name())?.metrics("/proxyMode")?,
-            (200, "iptables".to_owned())
+            (200, "nftables".to_owned())
         );
     }
     Ok(revision)

@@ -54,8 +54,9 @@ const PROBLEMS_SHOWN: usize = 3;
 const CHECK_SHARE: u32 = 50;
 /// The same for checks because somebody touched rules, which are more likely to find something.
 const TOUCHED_CHECK_SHARE: u32 = 10;
-/// After a notification that rules were touched, more of them are waited for before everything is read back.
-const TOUCH_SETTLE: Duration = Duration::from_millis(200);
+/// After a notification that rules were touched, more of them are waited for before everything is read back: a flush is
+/// one transaction, and until it is repaired nothing is translated.
+const TOUCH_SETTLE: Duration = Duration::from_millis(20);
 const TEARDOWN_RETRY: Duration = Duration::from_secs(5);
 /// When the kernel is asked again what `Auto` can be, while it could not tell.
 const CHOICE_RETRY: Duration = Duration::from_secs(5);
