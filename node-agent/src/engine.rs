@@ -57,6 +57,8 @@ const TOUCHED_CHECK_SHARE: u32 = 10;
 /// After a notification that rules were touched, more of them are waited for before everything is read back: a flush is
 /// one transaction, and until it is repaired nothing is translated.
 const TOUCH_SETTLE: Duration = Duration::from_millis(20);
+/// A drift is told for at least this long, so that others hear of one whose next check is clean at once.
+const DRIFT_SHOWN: Duration = Duration::from_secs(10);
 const TEARDOWN_RETRY: Duration = Duration::from_secs(5);
 /// When the kernel is asked again what `Auto` can be, while it could not tell.
 const CHOICE_RETRY: Duration = Duration::from_secs(5);
@@ -111,6 +113,7 @@ struct Timers {
     teardown_at: Option<Instant>,
     retire_at: Option<Instant>,
     choose_at: Option<Instant>,
+    drift_shown_until: Option<Instant>,
     /// When the first table no longer waits for ServiceCIDRs. An agent that is restarted over right rules would take
     /// the drop of unallocated ClusterIPs away for a moment if it did not wait.
     service_cidrs_until: Option<Instant>,
@@ -483,7 +486,12 @@ impl Engine {
             .touched_by
             .take()
             .map(|name| format!(" (the last change of rules came from {name:?})"));
-        self.drift = (!found.is_empty()).then(|| found.join("; ") + by.as_deref().unwrap_or_default());
+        if !found.is_empty() {
+            self.drift = Some(found.join("; ") + by.as_deref().unwrap_or_default());
+            self.timers.drift_shown_until = Some(began + DRIFT_SHOWN);
+        } else if self.timers.drift_shown_until.is_none_or(|until| until <= began) {
+            self.drift = None;
+        }
         if !self.families.iter().all(FamilyProxy::is_settled) {
             // A repair that failed waits as a change does.
             self.timers.pending_since.get_or_insert(began);
