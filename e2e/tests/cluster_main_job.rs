@@ -42,7 +42,41 @@ fn a_policy_becomes_rules_and_the_status_tells_the_truth() -> Result<()> {
     section("an edited policy", || {
         an_edited_policy_is_followed_by_all_nodes(&cluster, &revision)
     })?;
+    section("an Event tells of a flush", || {
+        an_event_tells_who_flushed_the_rules(&cluster)
+    })?;
     section("verbosity", || verbosity_changes_without_a_restart(&cluster))
+}
+
+fn an_event_tells_who_flushed_the_rules(cluster: &Cluster<'_>) -> Result<()> {
+    let events = || {
+        let fields =
+            "--field-selector=reason=RulesChanged,involvedObject.kind=Node,involvedObject.name=node-1";
+        cluster
+            .control_plane
+            .kubectl(&["get", "events", "--namespace=default", "--output=json", fields])
+    };
+    // It is told once, however often.
+    for _ in 0..3 {
+        nft::run(cluster.nodes[0].namespace(), "flush ruleset")?;
+        eventually("an Event on the Node", LIMIT, || {
+            let found: serde_json::Value = serde_json::from_str(&events()?)?;
+            let found = found["items"].as_array().cloned().unwrap_or_default();
+            if found.is_empty() {
+                return Ok(false);
+            }
+            ensure!(found.len() == 1, "{found:?}");
+            let message = found[0]["message"].as_str().unwrap_or_default();
+            ensure!(
+                message.contains("table pointsman is gone") && message.contains("\"nft\""),
+                "{message}"
+            );
+            Ok(true)
+        })?;
+    }
+    let described = cluster.control_plane.kubectl(&["describe", "node", "node-1"])?;
+    ensure!(described.contains("RulesChanged"), "{described}");
+    Ok(())
 }
 
 fn without_a_policy_nothing_is_forwarded(cluster: &Cluster<'_>) -> Result<()> {
@@ -73,7 +107,7 @@ fn a_policy_reaches_every_node(cluster: &Cluster<'_>) -> Result<String> {
         (&2.into(), &0.into(), &0.into()),
         "{policy:#}"
     );
-    assert_eq!(status["mode"], "IPTables", "{policy:#}");
+    assert_eq!(status["mode"], "NFTables", "{policy:#}");
     for (type_, expected) in [
         ("Ready", "True"),
         ("Progressing", "False"),
@@ -131,7 +165,7 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
     );
     assert_eq!(
         policies[1][..7],
-        ["fleet", "IPTables", revision, "2", "2", "2", "0"]
+        ["fleet", "NFTables", revision, "2", "2", "2", "0"]
     );
     let wide = columns(&["get", "ppol", "-o", "wide"])?;
     assert_eq!(wide[0][8..], ["SELECTED", "MESSAGE"]);
@@ -159,7 +193,7 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
     for (row, node) in proxies[1..].iter().zip(["node-1", "node-2"]) {
         assert_eq!(
             row[..7],
-            [node, "fleet", "IPTables", revision, revision, "True", "2"]
+            [node, "fleet", "NFTables", revision, revision, "True", "2"]
         );
     }
     let wide = columns(&["get", "nprx", "-o", "wide"])?;
