@@ -83,7 +83,7 @@ pub struct ProxyPolicySpec {
     #[serde(default)]
     pub priority: i32,
 
-    /// How the kernel is made to forward: `NFTables`, `IPTables`, or `Auto`, which picks by what the node's kernel has.
+    /// How the kernel is made to forward: `NFTables`, `IPTables`, or `Auto`: NFTables where the node's kernel can, IPTables elsewhere.
     #[serde(default)]
     #[schemars(with = "String", length(max = 32))]
     #[x_kube(

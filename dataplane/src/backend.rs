@@ -12,6 +12,10 @@ pub trait Backend: Send {
     /// The family that it programs.
     fn family(&self) -> Family;
 
+    /// The names of the nf_tables tables of its family that hold what it writes. Where somebody else changed one of
+    /// them, it is to be observed.
+    fn tables(&self) -> &'static [&'static str];
+
     /// Brings the kernel from the table before `diff` to `table`, which already contains it. Work follows the
     /// size of `diff`, not of `table`.
     ///

@@ -120,6 +120,10 @@ impl Backend for Iptables {
         self.style.family
     }
 
+    fn tables(&self) -> &'static [&'static str] {
+        &["nat", "filter"]
+    }
+
     fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error> {
         check_interface(&table.context().local_traffic(self.style.family))?;
         // Taken out: after a failure nothing is known, and the next call reads the kernel.

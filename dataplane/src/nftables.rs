@@ -22,7 +22,8 @@
 //! - [`entry`]: elements, typed and as bytes;
 //! - [`pool`], [`state`]: what a change of the model means, in which order;
 //! - [`snapshot`], [`adopt`]: reading back, and keeping what is right already;
-//! - [`mod@write`], in transactions.
+//! - [`mod@write`], in transactions;
+//! - [`probe`]: whether the kernel can do all that.
 
 mod adopt;
 mod entry;
@@ -30,6 +31,7 @@ mod layout;
 mod number;
 mod picks;
 mod pool;
+pub mod probe;
 mod sets;
 mod snapshot;
 mod state;
@@ -225,6 +227,10 @@ impl Nftables {
 impl Backend for Nftables {
     fn family(&self) -> Family {
         self.family
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &[TABLE]
     }
 
     fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error> {

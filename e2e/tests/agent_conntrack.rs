@@ -4,13 +4,13 @@ mod support;
 
 use anyhow::{Result, ensure};
 use pointsman_e2e::{
-    Agent, IptablesVariant,
+    Agent,
     traffic::{Outcome, Protocol, UdpFlow},
 };
 use serde_json::json;
-use support::{LIMIT, Site, WEB, cluster_ips, eventually, node_port, slices, web, with_pods};
+use support::{Forwarding, LIMIT, Site, WEB, cluster_ips, eventually, node_port, slices, web, with_pods};
 
-in_both_variants! {
+in_every_mode! {
     flows_follow_their_service_and_walks_are_counted
     a_restart_deletes_what_became_stale_meanwhile_and_nothing_else
     connections_are_reset_when_the_policy_says_so
@@ -46,8 +46,8 @@ fn deleted(agent: &Agent, family: &str) -> Result<f64> {
     agent.metric("kubeproxy_conntrack_reconciler_deleted_entries_total", &label)
 }
 
-fn flows_follow_their_service_and_walks_are_counted(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn flows_follow_their_service_and_walks_are_counted(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     site.set_endpoints(&[&site.pods[0]])?;
     let agent = site.start()?;
     let flows = flows(&site)?;
@@ -91,8 +91,8 @@ fn flows_follow_their_service_and_walks_are_counted(variant: IptablesVariant) ->
     Ok(())
 }
 
-fn a_restart_deletes_what_became_stale_meanwhile_and_nothing_else(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn a_restart_deletes_what_became_stale_meanwhile_and_nothing_else(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let mut agent = site.start()?;
     // Flows to both pods, in both families.
     let mut all = Vec::new();
@@ -133,8 +133,8 @@ fn a_restart_deletes_what_became_stale_meanwhile_and_nothing_else(variant: Iptab
     Ok(())
 }
 
-fn connections_are_reset_when_the_policy_says_so(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn connections_are_reset_when_the_policy_says_so(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     site.set_policy(
         site.policy()
             .set("conntrack", json!({"resetRemovedEndpoints": true})),

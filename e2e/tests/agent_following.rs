@@ -16,17 +16,17 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use pointsman_e2e::{
-    IptablesVariant, ip,
+    ip,
     manifests::{Node, Service},
     traffic::{Outcome, Protocol},
 };
 use serde_json::{Value, json};
 use support::{
-    BOTH, LIMIT, NODE, Site, TCP_PORT, WEB, at, cluster_ips, expect, expect_answers, node_port, serve_web,
-    slices, vips, web, with_pods,
+    BOTH, Forwarding, LIMIT, NODE, Site, TCP_PORT, WEB, at, cluster_ips, expect, expect_answers, node_port,
+    serve_web, slices, vips, web, with_pods,
 };
 
-in_both_variants! {
+in_every_mode! {
     endpoints_that_come_and_go_show_in_packets
     the_first_endpoint_and_the_last_one_show_in_packets
     a_service_that_goes_answers_no_longer
@@ -37,8 +37,8 @@ in_both_variants! {
     a_row_of_changes_without_a_pause_is_followed_while_it_lasts
 }
 
-fn endpoints_that_come_and_go_show_in_packets(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn endpoints_that_come_and_go_show_in_packets(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let [first, second] = [&site.pods[0], &site.pods[1]];
     let third = site.node.add_pod("web-3")?;
     let _servers = serve_web(&third)?;
@@ -66,7 +66,7 @@ fn endpoints_that_come_and_go_show_in_packets(variant: IptablesVariant) -> Resul
         } else {
             client.until_answered_by(Protocol::Tcp, vip, &[by], LIMIT)?
         };
-        println!("{variant:?}: an endpoint {what}: {took:?} from the file to the first packet");
+        println!("{forwarding:?}: an endpoint {what}: {took:?} from the file to the first packet");
         ensure!(took < Duration::from_secs(10), "{what}: {took:?}");
         let names: Vec<_> = pods.iter().map(|pod| pod.name()).collect();
         for protocol in BOTH {
@@ -78,8 +78,8 @@ fn endpoints_that_come_and_go_show_in_packets(variant: IptablesVariant) -> Resul
     Ok(())
 }
 
-fn the_first_endpoint_and_the_last_one_show_in_packets(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn the_first_endpoint_and_the_last_one_show_in_packets(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     site.set_endpoints(&[])?;
     let _agent = site.start()?;
     let client = site.outside_client();
@@ -103,8 +103,8 @@ fn the_first_endpoint_and_the_last_one_show_in_packets(variant: IptablesVariant)
     Ok(())
 }
 
-fn a_service_that_goes_answers_no_longer(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn a_service_that_goes_answers_no_longer(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let other = vips(5)
         .into_iter()
         .fold(Service::new("other"), Service::cluster_ip);
@@ -144,8 +144,8 @@ fn a_service_that_goes_answers_no_longer(variant: IptablesVariant) -> Result<()>
     Ok(())
 }
 
-fn ports_and_addresses_of_a_service_can_change(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn ports_and_addresses_of_a_service_can_change(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let _agent = site.start()?;
     let client = site.pod_client();
     let make = |number: u16, port: u16, node_port: u16| {
@@ -175,8 +175,8 @@ fn ports_and_addresses_of_a_service_can_change(variant: IptablesVariant) -> Resu
     Ok(())
 }
 
-fn an_endpoint_that_terminates_gets_nothing_new(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn an_endpoint_that_terminates_gets_nothing_new(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let _agent = site.start()?;
     let client = site.pod_client();
     let vip = cluster_ips(Protocol::Tcp)[0];
@@ -208,9 +208,9 @@ fn an_endpoint_that_terminates_gets_nothing_new(variant: IptablesVariant) -> Res
     Ok(())
 }
 
-fn an_address_that_the_node_gets_answers_node_ports(variant: IptablesVariant) -> Result<()> {
+fn an_address_that_the_node_gets_answers_node_ports(forwarding: Forwarding) -> Result<()> {
     for addresses in [json!(["All"]), json!(["192.168.77.0/24", "fd00:77::/64"])] {
-        let site = Site::new(variant)?;
+        let site = Site::new(forwarding)?;
         site.set_policy(site.policy().set("nodePortAddresses", addresses.clone()))?;
         let _agent = site.start()?;
         let client = site.outside_client();
@@ -235,7 +235,7 @@ fn an_address_that_the_node_gets_answers_node_ports(variant: IptablesVariant) ->
                         let took =
                             client.until(protocol, target, LIMIT, |outcome| outcome.answer().is_some());
                         println!(
-                            "{variant:?}, {addresses}: {target} answers {:?} after the address came",
+                            "{forwarding:?}, {addresses}: {target} answers {:?} after the address came",
                             took?
                         );
                     } else {
@@ -251,8 +251,8 @@ fn an_address_that_the_node_gets_answers_node_ports(variant: IptablesVariant) ->
     Ok(())
 }
 
-fn a_node_object_that_changes_moves_node_ports_and_masquerade(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn a_node_object_that_changes_moves_node_ports_and_masquerade(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     site.set_endpoints(&[&site.pods[0]])?;
     site.manifests.remove(NODE)?;
     ip::batch(site.node.namespace(), ["addr add 192.168.77.99/24 dev eth0"])?;
@@ -305,8 +305,8 @@ fn a_node_object_that_changes_moves_node_ports_and_masquerade(variant: IptablesV
     Ok(())
 }
 
-fn a_row_of_changes_without_a_pause_is_followed_while_it_lasts(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn a_row_of_changes_without_a_pause_is_followed_while_it_lasts(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let agent = site.start()?;
     let (client, vip) = (site.pod_client(), cluster_ips(Protocol::Tcp)[0]);
     site.set_endpoints(&[&site.pods[0]])?;
@@ -335,7 +335,7 @@ fn a_row_of_changes_without_a_pause_is_followed_while_it_lasts(variant: Iptables
         writer.join().map_err(|_| anyhow!("the writer panicked"))??;
         took
     })?;
-    println!("{variant:?}: followed after {took:?} in a folder that is never quiet");
+    println!("{forwarding:?}: followed after {took:?} in a folder that is never quiet");
     ensure!(took < Duration::from_secs(5), "{took:?}");
     ensure!(agent.health("/healthz")?.0 == 200);
     Ok(())

@@ -9,18 +9,18 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use pointsman_e2e::{
-    IptablesVariant, ip,
+    ip,
     manifests::{Service, Slice},
     pod::INTERFACE_PREFIX,
     traffic::{Client, Outcome, Protocol, serve},
 };
 use serde_json::{Value, json};
 use support::{
-    BALANCER_IP, BOTH, CLUSTER_IP, EXTERNAL_IP, LIMIT, POLICY, Site, TCP_PORT, WEB, at, cluster_ips, expect,
-    expect_answers, node_port, slices, vips, web, with_pods,
+    BALANCER_IP, BOTH, CLUSTER_IP, EXTERNAL_IP, Forwarding, LIMIT, POLICY, Site, TCP_PORT, WEB, at,
+    cluster_ips, expect, expect_answers, node_port, slices, vips, web, with_pods,
 };
 
-in_both_variants! {
+in_every_mode! {
     a_cluster_ip_reaches_all_endpoints_about_equally
     each_port_of_a_service_has_its_own_endpoints
     node_ports_answer_on_the_addresses_that_the_policy_names
@@ -32,8 +32,8 @@ in_both_variants! {
     services_of_others_produce_nothing
 }
 
-fn a_cluster_ip_reaches_all_endpoints_about_equally(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn a_cluster_ip_reaches_all_endpoints_about_equally(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let third = site.away.add_pod("web-3")?;
     let _servers = support::serve_web(&third)?;
     site.set_endpoints(&[&site.pods[0], &site.pods[1], &third])?;
@@ -55,8 +55,8 @@ fn a_cluster_ip_reaches_all_endpoints_about_equally(variant: IptablesVariant) ->
     Ok(())
 }
 
-fn each_port_of_a_service_has_its_own_endpoints(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn each_port_of_a_service_has_its_own_endpoints(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let pod = &site.pods[0];
     let mut servers = Vec::new();
     let ports = [
@@ -93,8 +93,8 @@ fn each_port_of_a_service_has_its_own_endpoints(variant: IptablesVariant) -> Res
     Ok(())
 }
 
-fn node_ports_answer_on_the_addresses_that_the_policy_names(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn node_ports_answer_on_the_addresses_that_the_policy_names(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let second: [IpAddr; 2] = ["192.168.77.99".parse()?, "fd00:77::99".parse()?];
     ip::batch(
         site.node.namespace(),
@@ -145,8 +145,8 @@ fn node_ports_answer_on_the_addresses_that_the_policy_names(variant: IptablesVar
     Ok(())
 }
 
-fn external_and_load_balancer_addresses_answer_the_outside(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn external_and_load_balancer_addresses_answer_the_outside(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     // A balancer that terminates connections itself: traffic to it must leave the node.
     let elsewhere = 0x0302;
     let [v4, v6] = vips(elsewhere);
@@ -173,8 +173,8 @@ fn external_and_load_balancer_addresses_answer_the_outside(variant: IptablesVari
     Ok(())
 }
 
-fn a_pod_reaches_itself_through_its_service(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn a_pod_reaches_itself_through_its_service(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let pod = &site.pods[0];
     site.set_endpoints(&[pod])?;
     let _agent = site.start()?;
@@ -192,8 +192,8 @@ fn a_pod_reaches_itself_through_its_service(variant: IptablesVariant) -> Result<
     Ok(())
 }
 
-fn sources_are_kept_or_masqueraded_as_the_policy_says(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn sources_are_kept_or_masqueraded_as_the_policy_says(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     // On the node itself, so that answers come by whatever the source is.
     site.set_endpoints(&[&site.pods[0]])?;
     let _agent = site.start()?;
@@ -271,8 +271,8 @@ fn sources_are_kept_or_masqueraded_as_the_policy_says(variant: IptablesVariant) 
     Ok(())
 }
 
-fn without_endpoints_every_address_refuses_at_once(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn without_endpoints_every_address_refuses_at_once(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     site.set_endpoints(&[])?;
     let _agent = site.start()?;
     for protocol in BOTH {
@@ -299,8 +299,8 @@ fn without_endpoints_every_address_refuses_at_once(variant: IptablesVariant) -> 
     Ok(())
 }
 
-fn excluded_addresses_are_left_alone(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn excluded_addresses_are_left_alone(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let spared = 0x0901;
     let mut service = Service::new("spared");
     for vip in vips(spared) {
@@ -331,8 +331,8 @@ fn excluded_addresses_are_left_alone(variant: IptablesVariant) -> Result<()> {
     Ok(())
 }
 
-fn services_of_others_produce_nothing(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn services_of_others_produce_nothing(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let agent = site.start()?;
     let before = site.rules()?;
     let plain = |name: &str, number: u16| {

@@ -8,7 +8,7 @@ mod support;
 use anyhow::{Result, ensure};
 use pointsman_e2e::{Agent, IptablesVariant, manifests::Policy, nft, traffic::Protocol};
 use serde_json::json;
-use support::{LIMIT, Site, cluster_ips, eventually, floods, without_loss};
+use support::{Forwarding, LIMIT, Site, cluster_ips, eventually, floods, without_loss};
 
 in_both_variants! {
     an_edit_of_the_mode_breaks_no_connection_and_leaves_nothing
@@ -102,5 +102,98 @@ fn in_mode_nftables_a_killed_agent_and_a_flushed_ruleset_are_made_up_for() -> Re
         &["web-1", "web-2"],
     )?;
     Agent::clean_up(&site.node)?;
+    Ok(())
+}
+
+#[test]
+fn auto_is_nftables_here_and_what_an_agent_left_in_iptables_goes() -> Result<()> {
+    for variant in [IptablesVariant::Legacy, IptablesVariant::Nft] {
+        let site = Site::new(variant)?;
+        let agent = site.start()?;
+        runs(&agent, "iptables")?;
+        let before = site.answered() + 2;
+        let mut held = Vec::new();
+        for vip in cluster_ips(Protocol::Tcp) {
+            held.push(site.outside_client().open(vip)?);
+        }
+        let floods = floods(&site);
+        // As after an upgrade from a version whose Auto was IPTables.
+        agent.process().kill9()?;
+        site.set_policy(with_mode(&site, "Auto"))?;
+        let agent = site.start()?;
+        runs(&agent, "nftables")?;
+        eventually("the rules of iptables are gone", || {
+            let rules = site.rules()?.concat();
+            ensure!(!rules.contains("PM-"), "{rules}");
+            Ok(())
+        })?;
+        let asked = without_loss(&site, floods, before)?;
+        for connection in &mut held {
+            connection.ping()?;
+        }
+        println!("{variant:?}: {asked} attempts while Auto became NFTables, none lost");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_others_do_in_tables_of_their_own_is_not_looked_at() -> Result<()> {
+    let site = Site::new(Forwarding::Default)?;
+    // The slow check does not come in this test.
+    site.set_policy(
+        site.policy()
+            .set("syncPeriodSeconds", 3600)
+            .set("logVerbosity", 4),
+    )?;
+    let agent = site.start()?;
+    runs(&agent, "nftables")?;
+    let looked = || -> Result<usize> { Ok(agent.log()?.matches("the kernel holds what was meant").count()) };
+    // Those that the start brings, by itself.
+    nft::run(site.node.namespace(), "add chain ip pointsman stray")?;
+    eventually("the chain is found", || {
+        ensure!(agent.metric("pointsman_agent_drifts_total", "IPv4")? >= 1.0);
+        Ok(())
+    })?;
+    let before = looked()?;
+    for _ in 0..10 {
+        nft::run(
+            site.node.namespace(),
+            "add table inet other; add chain inet other c; delete table inet other",
+        )?;
+    }
+    // What is ours is looked at again, and by then the others' have been heard of.
+    nft::run(site.node.namespace(), "add chain ip pointsman stray")?;
+    eventually("the chain is found again", || {
+        ensure!(agent.metric("pointsman_agent_drifts_total", "IPv4")? >= 2.0);
+        Ok(())
+    })?;
+    // The other family's table was looked at, once.
+    let more = looked()? - before;
+    ensure!(more <= 1, "everything was read {more} times");
+    Ok(())
+}
+
+/// What is heard from `nft flush ruleset` until the first connection is answered again.
+#[test]
+fn a_flush_under_connections_is_repaired_at_once() -> Result<()> {
+    let site = Site::new(Forwarding::Default)?;
+    site.set_policy(site.policy().set("syncPeriodSeconds", 3600))?;
+    let agent = site.start()?;
+    runs(&agent, "nftables")?;
+    let target = cluster_ips(Protocol::Tcp)[0];
+    let client = site.pod_client();
+    // An idle connection does not notice: it lives in conntrack, and its next packet comes after the repair.
+    let mut idle = site.outside_client().open(target)?;
+    idle.ping()?;
+    for round in 0..3 {
+        nft::run(site.node.namespace(), "flush ruleset")?;
+        let took = client
+            .clone()
+            .timeout(std::time::Duration::from_millis(50))
+            .until(Protocol::Tcp, target, LIMIT, |outcome| outcome.answer().is_some())?;
+        println!("round {round}: connections are answered again {took:?} after the flush");
+        idle.ping()?;
+        ensure!(agent.metric("pointsman_agent_drifts_total", "IPv4")? > f64::from(round));
+    }
     Ok(())
 }

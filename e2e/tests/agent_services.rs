@@ -18,11 +18,11 @@ use pointsman_e2e::{
 };
 use serde_json::{Value, json};
 use support::{
-    BALANCER_IP, BOTH, CLUSTER_IP, EXTERNAL_IP, LIMIT, Site, WEB, at, cluster_ips, eventually, expect,
-    expect_answers, node_port, slices, vips, web, with_pods,
+    BALANCER_IP, BOTH, CLUSTER_IP, EXTERNAL_IP, Forwarding, LIMIT, Site, WEB, at, cluster_ips, eventually,
+    expect, expect_answers, node_port, slices, vips, web, with_pods,
 };
 
-in_both_variants! {
+in_every_mode! {
     cluster_ips_that_no_service_has_are_dropped_where_the_ranges_are_known
     affinity_survives_a_restart_and_forgets_endpoints_that_are_gone
     external_policy_local_keeps_outsiders_here_and_lets_insiders_everywhere
@@ -155,10 +155,10 @@ fn service_cidr() -> Value {
 }
 
 fn cluster_ips_that_no_service_has_are_dropped_where_the_ranges_are_known(
-    variant: IptablesVariant,
+    forwarding: Forwarding,
 ) -> Result<()> {
     const RANGES: &str = "ranges.yaml";
-    let site = Site::new(variant)?;
+    let site = Site::new(forwarding)?;
     let _agent = site.start()?;
     let unallocated = vips(0x0909).map(|ip| SocketAddr::from((ip, 80)));
     let until = |wanted: Outcome| -> Result<()> {
@@ -220,8 +220,8 @@ fn cluster_ips_that_no_service_has_are_dropped_where_the_ranges_are_known(
     until(Outcome::Unreachable)
 }
 
-fn affinity_survives_a_restart_and_forgets_endpoints_that_are_gone(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn affinity_survives_a_restart_and_forgets_endpoints_that_are_gone(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let service = || web().set("sessionAffinity", "ClientIP");
     let put = |pods: &[&Pod]| site.manifests.put(WEB, with_pods(service(), "web", pods));
     put(&[&site.pods[0], &site.pods[1]])?;
@@ -320,9 +320,9 @@ fn external_targets(site: &Site, protocol: Protocol) -> Vec<SocketAddr> {
 }
 
 fn external_policy_local_keeps_outsiders_here_and_lets_insiders_everywhere(
-    variant: IptablesVariant,
+    forwarding: Forwarding,
 ) -> Result<()> {
-    let site = Site::new(variant)?;
+    let site = Site::new(forwarding)?;
     let put = |pods: &[&Pod]| site.manifests.put(WEB, with_pods(balanced(CHECK), "web", pods));
     put(&[&site.pods[0], &site.pods[1]])?;
     let agent = site.start()?;
@@ -368,8 +368,8 @@ fn external_policy_local_keeps_outsiders_here_and_lets_insiders_everywhere(
     Ok(())
 }
 
-fn internal_policy_local_keeps_pods_here(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn internal_policy_local_keeps_pods_here(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let service = || web().set("internalTrafficPolicy", "Local");
     let put = |pods: &[&Pod]| site.manifests.put(WEB, with_pods(service(), "web", pods));
     put(&[&site.pods[0], &site.pods[1]])?;
@@ -393,8 +393,8 @@ fn internal_policy_local_keeps_pods_here(variant: IptablesVariant) -> Result<()>
     Ok(())
 }
 
-fn direct_access_refuses_at_once_and_balances_again_afterwards(variant: IptablesVariant) -> Result<()> {
-    let site = Site::new(variant)?;
+fn direct_access_refuses_at_once_and_balances_again_afterwards(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
     let agent = site.start()?;
     let mut service = Value::from(web());
     service["metadata"]["annotations"] = json!({"networking.alpha.kubernetes.io/direct-access": "true"});

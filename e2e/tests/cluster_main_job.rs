@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use pointsman_e2e::{
     Cluster, ControlPlane, Fabric, Options, Toolchain,
     cluster::{LIMIT, note, section},
+    nft,
     observe::{condition, eventually},
     sysctl,
     traffic::{Client, Protocol},
@@ -41,7 +42,41 @@ fn a_policy_becomes_rules_and_the_status_tells_the_truth() -> Result<()> {
     section("an edited policy", || {
         an_edited_policy_is_followed_by_all_nodes(&cluster, &revision)
     })?;
+    section("an Event tells of a flush", || {
+        an_event_tells_who_flushed_the_rules(&cluster)
+    })?;
     section("verbosity", || verbosity_changes_without_a_restart(&cluster))
+}
+
+fn an_event_tells_who_flushed_the_rules(cluster: &Cluster<'_>) -> Result<()> {
+    let events = || {
+        let fields =
+            "--field-selector=reason=RulesChanged,involvedObject.kind=Node,involvedObject.name=node-1";
+        cluster
+            .control_plane
+            .kubectl(&["get", "events", "--namespace=default", "--output=json", fields])
+    };
+    // It is told once, however often.
+    for _ in 0..3 {
+        nft::run(cluster.nodes[0].namespace(), "flush ruleset")?;
+        eventually("an Event on the Node", LIMIT, || {
+            let found: serde_json::Value = serde_json::from_str(&events()?)?;
+            let found = found["items"].as_array().cloned().unwrap_or_default();
+            if found.is_empty() {
+                return Ok(false);
+            }
+            ensure!(found.len() == 1, "{found:?}");
+            let message = found[0]["message"].as_str().unwrap_or_default();
+            ensure!(
+                message.contains("table pointsman is gone") && message.contains("\"nft\""),
+                "{message}"
+            );
+            Ok(true)
+        })?;
+    }
+    let described = cluster.control_plane.kubectl(&["describe", "node", "node-1"])?;
+    ensure!(described.contains("RulesChanged"), "{described}");
+    Ok(())
 }
 
 fn without_a_policy_nothing_is_forwarded(cluster: &Cluster<'_>) -> Result<()> {
@@ -52,9 +87,11 @@ fn without_a_policy_nothing_is_forwarded(cluster: &Cluster<'_>) -> Result<()> {
         let outcome = Client::of(cluster.client.namespace()).tcp(vip);
         assert!(outcome.answer().is_none(), "{vip}: {outcome}");
     }
-    let rules = cluster.nodes[0].command("iptables-save").output()?;
-    let rules = String::from_utf8(rules.stdout)?;
-    assert!(!rules.contains("10.96."), "{rules}");
+    let rules = nft::list(cluster.nodes[0].namespace(), "ruleset")?;
+    assert!(
+        !rules.contains("10.96.") && !rules.contains("pointsman"),
+        "{rules}"
+    );
     Ok(())
 }
 
@@ -70,7 +107,7 @@ fn a_policy_reaches_every_node(cluster: &Cluster<'_>) -> Result<String> {
         (&2.into(), &0.into(), &0.into()),
         "{policy:#}"
     );
-    assert_eq!(status["mode"], "IPTables", "{policy:#}");
+    assert_eq!(status["mode"], "NFTables", "{policy:#}");
     for (type_, expected) in [
         ("Ready", "True"),
         ("Progressing", "False"),
@@ -107,7 +144,7 @@ fn a_policy_reaches_every_node(cluster: &Cluster<'_>) -> Result<String> {
         assert_eq!(sysctl::read(node.namespace(), ESTABLISHED)?, "86400");
         assert_eq!(
             cluster.agent(node.name())?.metrics("/proxyMode")?,
-            (200, "iptables".to_owned())
+            (200, "nftables".to_owned())
         );
     }
     Ok(revision)
@@ -128,7 +165,7 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
     );
     assert_eq!(
         policies[1][..7],
-        ["fleet", "IPTables", revision, "2", "2", "2", "0"]
+        ["fleet", "NFTables", revision, "2", "2", "2", "0"]
     );
     let wide = columns(&["get", "ppol", "-o", "wide"])?;
     assert_eq!(wide[0][8..], ["SELECTED", "MESSAGE"]);
@@ -156,7 +193,7 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
     for (row, node) in proxies[1..].iter().zip(["node-1", "node-2"]) {
         assert_eq!(
             row[..7],
-            [node, "fleet", "IPTables", revision, revision, "True", "2"]
+            [node, "fleet", "NFTables", revision, revision, "True", "2"]
         );
     }
     let wide = columns(&["get", "nprx", "-o", "wide"])?;

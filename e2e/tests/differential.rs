@@ -19,7 +19,7 @@ fn random_clusters_mean_the_same_to_kube_proxy() -> Result<()> {
         seed,
         steps: 60,
         limit: LIMIT,
-        setup: Setup::of(seed, [PeerMode::Iptables; 2], IptablesVariant::Nft),
+        setup: Setup::of(seed, [PeerMode::Nftables; 2], IptablesVariant::Nft),
         go_on: false,
         shrink_limit: Duration::from_secs(60),
     };

@@ -1,6 +1,7 @@
 //! The loop that makes the kernel follow the sources. It owns the table and the backends, runs on a
 //! thread of its own, and is the only one that writes to the kernel.
 
+mod choice;
 mod family;
 mod forwarding;
 mod parameters;
@@ -16,6 +17,7 @@ use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error};
 use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::model::Family;
+use pointsman_dataplane::nftables::probe::Capability;
 use tokio::sync::{mpsc::Receiver, watch};
 
 use crate::logging::LogLevel;
@@ -24,12 +26,25 @@ use crate::service_health::HealthChecks;
 use crate::settings;
 use crate::source::{Assignment, Event, Kind};
 use crate::state::State;
+use choice::Choice;
 use family::FamilyProxy;
 use forwarding::Forwarding;
 pub use parameters::Parameters;
 
 /// Makes the backend of a mode and family.
 pub type MakeBackend = Arc<dyn Fn(Mode, Family) -> Result<Box<dyn Backend>, Error> + Send + Sync>;
+/// Asks the kernel whether it can do what mode NFTables needs, in a family.
+pub type Probe = Arc<dyn Fn(Family) -> Capability + Send + Sync>;
+
+/// What the engine knows of the node's kernel.
+pub struct Kernel {
+    /// Makes backends.
+    pub make_backend: MakeBackend,
+    /// Asked while `Auto` has no final answer.
+    pub probe: Probe,
+    /// Its release, as `uname -r` prints it.
+    pub release: String,
+}
 
 /// At most this many events are taken in before the kernel is written, so that a steady stream cannot starve it.
 const BATCH: usize = 10_000;
@@ -39,9 +54,14 @@ const PROBLEMS_SHOWN: usize = 3;
 const CHECK_SHARE: u32 = 50;
 /// The same for checks because somebody touched rules, which are more likely to find something.
 const TOUCHED_CHECK_SHARE: u32 = 10;
-/// After a notification that rules were touched, more of them are waited for before everything is read back.
-const TOUCH_SETTLE: Duration = Duration::from_millis(200);
+/// After a notification that rules were touched, more of them are waited for before everything is read back: a flush is
+/// one transaction, and until it is repaired nothing is translated.
+const TOUCH_SETTLE: Duration = Duration::from_millis(20);
+/// A drift is told for at least this long, so that others hear of one whose next check is clean at once.
+const DRIFT_SHOWN: Duration = Duration::from_secs(10);
 const TEARDOWN_RETRY: Duration = Duration::from_secs(5);
+/// When the kernel is asked again what `Auto` can be, while it could not tell.
+const CHOICE_RETRY: Duration = Duration::from_secs(5);
 /// For how long the first table waits for ServiceCIDRs when everything else is there.
 const SERVICE_CIDRS_LIMIT: Duration = Duration::from_secs(2);
 
@@ -59,7 +79,9 @@ pub struct Engine {
     retiring: Vec<FamilyProxy>,
     parameters: Parameters,
     cleaner: Cleaner,
-    make_backend: MakeBackend,
+    kernel: Kernel,
+    /// What `Auto` is, once it was asked for.
+    auto: Option<Choice>,
     log_level: LogLevel,
     metrics: Arc<Metrics>,
     state: watch::Sender<State>,
@@ -90,6 +112,8 @@ struct Timers {
     rest_until: Option<Instant>,
     teardown_at: Option<Instant>,
     retire_at: Option<Instant>,
+    choose_at: Option<Instant>,
+    drift_shown_until: Option<Instant>,
     /// When the first table no longer waits for ServiceCIDRs. An agent that is restarted over right rules would take
     /// the drop of unallocated ClusterIPs away for a moment if it did not wait.
     service_cidrs_until: Option<Instant>,
@@ -99,7 +123,7 @@ impl Engine {
     /// An engine that has nothing yet.
     #[must_use]
     pub fn new(
-        make_backend: MakeBackend,
+        kernel: Kernel,
         parameters: Parameters,
         cleaner: Cleaner,
         log_level: LogLevel,
@@ -116,7 +140,8 @@ impl Engine {
             retiring: Vec::new(),
             parameters,
             cleaner,
-            make_backend,
+            kernel,
+            auto: None,
             log_level,
             metrics,
             state,
@@ -177,7 +202,9 @@ impl Engine {
             }
             Event::ListBegins(Kind::Assignment) => self.assignment_named = false,
             Event::ListEnds(Kind::Assignment) if !self.assignment_named => self.wanted = Wanted::New(None),
-            Event::RulesTouched(by) => {
+            // Others' tables are no business of ours, and reading ours back is not for nothing.
+            Event::RulesTouched { touched, .. } if !self.families.iter().any(|of| of.has(touched)) => {}
+            Event::RulesTouched { by, .. } => {
                 self.touched_by = by.clone().or(self.touched_by.take());
                 let now = Instant::now();
                 let soon = self.timers.rest_until.map_or(now, |rest| rest.max(now)) + TOUCH_SETTLE;
@@ -200,6 +227,7 @@ impl Engine {
             .chain(self.timers.next_check)
             .chain(self.timers.teardown_at)
             .chain(self.timers.retire_at)
+            .chain(self.timers.choose_at)
             .chain(
                 self.timers
                     .service_cidrs_until
@@ -244,6 +272,11 @@ impl Engine {
             self.forwarding.forget_triggers();
             return;
         }
+        if self.timers.choose_at.is_some_and(|at| at <= now)
+            && let Some(active) = self.active.clone()
+        {
+            self.run_in(active.settings.mode, &active.policy);
+        }
         let waits = self.gathering_until().is_some_and(|until| until > now);
         if self.forwarding.has_changes() && !waits {
             self.forwarding.update();
@@ -273,23 +306,7 @@ impl Engine {
         };
         self.rejected = None;
         self.timers.teardown_at = None;
-        let mode = choose(settings.mode);
-        if self.mode.as_ref().map(|(mode, _)| *mode) != Some(mode.0) || self.families.is_empty() {
-            tracing::info!(policy = assignment.policy, mode = %mode.0, "forwarding in this mode");
-            let families = self.make_families(mode.0);
-            let mut before = std::mem::replace(&mut self.families, families);
-            before.append(&mut self.retiring);
-            before.retain(|old| old.mode() != mode.0);
-            // An earlier run of the agent may have left something in modes that this one did not run.
-            let others = MODES.into_iter().filter(|other| *other != mode.0);
-            for family in others.flat_map(|other| self.make_families(other)) {
-                if !before.iter().any(|old| old.is_the_same_as(&family)) {
-                    before.push(family);
-                }
-            }
-            self.retiring = before;
-        }
-        self.mode = Some(mode);
+        self.run_in(settings.mode, &assignment.policy);
         let verbosity = settings.log_verbosity;
         // What /debug/flags/v said stays until a policy says something else.
         let other = |active: &Arc<Assignment>| active.settings.log_verbosity != verbosity;
@@ -316,8 +333,50 @@ impl Engine {
         self.schedule_check(Duration::ZERO);
     }
 
+    /// Goes over to the mode that was asked for, if it is not the one that runs.
+    fn run_in(&mut self, asked: Mode, policy: &str) {
+        let mode = self.choose(asked);
+        if self.mode.as_ref().map(|(mode, _)| *mode) != Some(mode.0) || self.families.is_empty() {
+            tracing::info!(policy, mode = %mode.0, "forwarding in this mode");
+            let families = self.make_families(mode.0);
+            let mut before = std::mem::replace(&mut self.families, families);
+            before.append(&mut self.retiring);
+            before.retain(|old| old.mode() != mode.0);
+            // An earlier run of the agent may have left something in modes that this one did not run.
+            let others = MODES.into_iter().filter(|other| *other != mode.0);
+            for family in others.flat_map(|other| self.make_families(other)) {
+                if !before.iter().any(|old| old.is_the_same_as(&family)) {
+                    before.push(family);
+                }
+            }
+            self.retiring = before;
+        }
+        self.mode = Some(mode);
+    }
+
+    /// The mode that runs for the one that was asked for, and why when the agent chose it.
+    fn choose(&mut self, asked: Mode) -> (Mode, Option<String>) {
+        self.timers.choose_at = None;
+        if asked != Mode::Auto {
+            return (asked, None);
+        }
+        let known = self.auto.take();
+        let choice = match known {
+            Some(Choice::Final(mode, why)) => Choice::Final(mode, why),
+            _ => {
+                let probe = |family| (family, (self.kernel.probe)(family));
+                let answers: Vec<_> = families().into_iter().map(probe).collect();
+                choice::choose(&answers, &self.kernel.release)
+            }
+        };
+        if matches!(choice, Choice::ForNow(_)) {
+            self.timers.choose_at = Some(Instant::now() + CHOICE_RETRY);
+        }
+        self.auto.insert(choice).mode()
+    }
+
     fn make_families(&self, mode: Mode) -> Vec<FamilyProxy> {
-        let make = |family| FamilyProxy::new(mode, family, Arc::clone(&self.make_backend));
+        let make = |family| FamilyProxy::new(mode, family, Arc::clone(&self.kernel.make_backend));
         families().into_iter().map(make).collect()
     }
 
@@ -327,6 +386,7 @@ impl Engine {
             tracing::info!("no policy selects this node any more: taking the rules down");
         }
         self.mode = None;
+        self.timers.choose_at = None;
         self.drift = None;
         self.timers.next_check = None;
         self.tear_down(now);
@@ -426,7 +486,12 @@ impl Engine {
             .touched_by
             .take()
             .map(|name| format!(" (the last change of rules came from {name:?})"));
-        self.drift = (!found.is_empty()).then(|| found.join("; ") + by.as_deref().unwrap_or_default());
+        if !found.is_empty() {
+            self.drift = Some(found.join("; ") + by.as_deref().unwrap_or_default());
+            self.timers.drift_shown_until = Some(began + DRIFT_SHOWN);
+        } else if self.timers.drift_shown_until.is_none_or(|until| until <= began) {
+            self.drift = None;
+        }
         if !self.families.iter().all(FamilyProxy::is_settled) {
             // A repair that failed waits as a change does.
             self.timers.pending_since.get_or_insert(began);
@@ -501,19 +566,6 @@ fn tell_cleaner(cleaner: &Cleaner, forwarding: &Forwarding, family: Family, writ
         Some(SyncKind::Full) => forwarding.compare_all(cleaner, family),
         // What is not in the kernel yet waits for the sync that makes up for it.
         None => {}
-    }
-}
-
-/// The mode that runs for the one that was asked for, and why when the agent chose it.
-fn choose(asked: Mode) -> (Mode, Option<String>) {
-    match asked {
-        Mode::Auto => (
-            Mode::IPTables,
-            Some(
-                "Auto chooses IPTables in this version; NFTables runs where a policy asks for it".to_owned(),
-            ),
-        ),
-        chosen => (chosen, None),
     }
 }
 

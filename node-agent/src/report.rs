@@ -10,7 +10,7 @@ use pointsman_api_client::chain;
 use pointsman_crds::conditions::{
     self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, Observation, SYSCTLS_APPLIED,
 };
-use pointsman_crds::{NodeProxy, NodeProxyStatus};
+use pointsman_crds::{Mode, NodeProxy, NodeProxyStatus};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -128,11 +128,16 @@ pub fn status(state: &State, before: &[Condition], now: Timestamp) -> NodeProxyS
         direct_access: count(state.direct_access),
         digest: state.is_programmed().then(|| format!("{:032x}", state.digest)),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        kernel_release: nix::sys::utsname::uname()
-            .ok()
-            .and_then(|name| Some(name.release().to_str()?.to_owned())),
+        kernel_release: kernel_release(),
         conditions: conditions::set(before, &observe(state), generation, now),
     }
+}
+
+/// The kernel's release, as `uname -r` prints it.
+#[must_use]
+pub fn kernel_release() -> Option<String> {
+    let name = nix::sys::utsname::uname().ok()?;
+    Some(name.release().to_str()?.to_owned())
 }
 
 fn observe(state: &State) -> Vec<Observation> {
@@ -171,7 +176,15 @@ fn applied(state: &State) -> Observation {
             )),
             _ => None,
         });
-        let message = format!("the kernel holds the settings, mode {mode}");
+        // Why the node does not run the mode that Auto prefers.
+        let why = state
+            .mode
+            .as_ref()
+            .filter(|(mode, _)| *mode == Mode::IPTables)
+            .and_then(|(_, why)| why.as_ref())
+            .map(|why| format!(" ({why})"))
+            .unwrap_or_default();
+        let message = format!("the kernel holds the settings, mode {mode}{why}");
         Observation::new(
             APPLIED,
             true,

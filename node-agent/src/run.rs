@@ -13,17 +13,17 @@ use pointsman_dataplane::backend::{Backend, Error};
 use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::iptables::{Iptables, Programs};
 use pointsman_dataplane::model::Family;
-use pointsman_dataplane::nftables::Nftables;
+use pointsman_dataplane::nftables::{Nftables, probe::probe};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::args::Args;
-use crate::engine::{Engine, Parameters, families};
+use crate::engine::{Engine, Kernel, Parameters, families};
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
-use crate::report;
+use crate::report::{self, kernel_release};
 use crate::server::{self, Sources};
 use crate::service_health::{self, HealthChecks};
 use crate::source::{Event, addresses, api, manifests, rules};
@@ -75,7 +75,10 @@ fn clean_up(args: &Args) -> Result<()> {
             iptables.teardown()?;
             iptables.remove_grace_rule()
         });
-        if let Err(error) = cleaned {
+        if let Err(Error::MissingProgram { program, .. }) = &cleaned {
+            // Mode NFTables needs no iptables, so that a node without it is nothing strange.
+            tracing::warn!(%family, program, "is not there: rules that an agent in mode IPTables left are not looked for");
+        } else if let Err(error) = cleaned {
             left.push(format!("{family}: {error}"));
         }
         match Nftables::new(family).remove_all() {
@@ -165,7 +168,11 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         .spawn(move || worker.run(|cleaned| counted.cleaned(cleaned)))
         .context("starting the thread that deletes stale connection entries")?;
     let engine = Engine::new(
-        Arc::new(backend),
+        Kernel {
+            make_backend: Arc::new(backend),
+            probe: Arc::new(probe),
+            release: kernel_release().unwrap_or_default(),
+        },
         parameters,
         cleaner,
         log_level,

@@ -13,6 +13,7 @@ use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use ipnet::IpNet;
 use pointsman_crds::Settings;
 use pointsman_dataplane::model::{EndpointSlice, Service, ServiceName};
+use pointsman_dataplane::netlink::ruleset::Touched;
 
 /// Something that the agent learned.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +43,13 @@ pub enum Event {
     ListEnds(Kind),
     /// Objects of this kind cannot be had for now, and are not to be waited for.
     Unavailable(Kind),
-    /// Somebody else changed the kernel's rules, which may be ours; the name of the program, where it is known.
-    RulesTouched(Option<String>),
+    /// Somebody else changed nf_tables rules.
+    RulesTouched {
+        /// The name of the program, where it is known.
+        by: Option<String>,
+        /// In which tables.
+        touched: Touched,
+    },
     /// Health checks of Services that cannot be answered, each with why and what to do; all that there are now.
     Unserved(Vec<String>),
     /// The agent ends: nothing more is to be written.

@@ -13,6 +13,7 @@ pub mod args;
 pub mod assignment;
 pub mod controller;
 pub mod debounce;
+pub mod drift;
 pub mod elector;
 pub mod explain;
 pub mod fleet;

@@ -14,6 +14,7 @@ use tracing::info;
 use crate::announce::announce;
 use crate::args::Args;
 use crate::controller::Controller;
+use crate::drift::announce_drifts;
 use crate::elector::{Elector, Leading, Lost};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -76,6 +77,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let (leading_sender, leading) = watch::channel::<Leading>(None);
     let (changes_sender, changes) = mpsc::channel(QUEUE);
 
+    let (sightings, seen) = mpsc::channel(QUEUE);
     // Aborted when it is dropped: nothing outlives this function.
     let mut watches = JoinSet::new();
     watches.spawn(watch_all(
@@ -83,6 +85,13 @@ pub async fn run(args: Args) -> Result<(), RunError> {
         changes_sender,
         Arc::clone(&health),
         Arc::clone(&metrics),
+        sightings,
+    ));
+    watches.spawn(announce_drifts(
+        client.clone(),
+        identity.clone(),
+        leading.clone(),
+        seen,
     ));
     watches.spawn(announce(client.clone(), identity.clone(), leading.clone()));
     let writer = Writer::new(client.clone(), leading.clone(), Arc::clone(&metrics));

@@ -11,6 +11,7 @@ use pointsman_crds::{NodeProxy, ProxyPolicy};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use crate::drift::Sighting;
 use crate::fleet::{Change, Kind};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -21,6 +22,7 @@ pub async fn watch_all(
     changes: mpsc::Sender<Change>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    sightings: mpsc::Sender<Sighting>,
 ) {
     let strategy = list_strategy(&client).await;
     let listener = Listener { health, metrics };
@@ -36,7 +38,14 @@ pub async fn watch_all(
             listener.hear(Kind::Node, heard).map(Change::Node)
         }),
         follow(node_proxies, all(), strategy, changes, |heard| {
-            listener.hear(Kind::NodeProxy, heard).map(Change::NodeProxy)
+            let event = listener.hear(Kind::NodeProxy, heard)?;
+            if let Event::InitApply(DeserializeGuard(Ok(proxy))) | Event::Apply(DeserializeGuard(Ok(proxy))) =
+                &event
+            {
+                // An Event more or less: nothing waits for it.
+                let _ = sightings.try_send(Sighting::of(proxy));
+            }
+            Some(Change::NodeProxy(event))
         }),
     );
 }

@@ -1,11 +1,13 @@
 //! Who changes the node's nf_tables ruleset.
 //!
 //! The kernel tells every listener of the group `NFNLGRP_NFTABLES` what a transaction changed, and ends it with one
-//! `NFT_MSG_NEWGEN` that names who sent it (`nf_tables_gen_notify`). Only that message is read here. iptables' legacy
-//! variant is another part of the kernel, which tells nobody.
+//! `NFT_MSG_NEWGEN` that names who sent it (`nf_tables_gen_notify`). Of the others only the table's name is read here.
+//! A transaction may take several datagrams, but the kernel sends them before the next one begins
+//! (`nf_tables_commit_notify`, under the commit mutex). iptables' legacy variant is another part of the kernel, which
+//! tells nobody.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io,
     sync::{Mutex, PoisonError},
 };
@@ -14,6 +16,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use super::attribute::{Message, Messages};
 use super::nftables::{NEWGEN, SUBSYSTEM};
+use crate::model::Family;
 
 const NFNLGRP_NFTABLES: u32 = 7;
 const NFTA_GEN_PROC_PID: u16 = 2;
@@ -22,6 +25,8 @@ const NFTA_GEN_PROC_NAME: u16 = 3;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// How many of our programs are remembered: a notification comes while its program still runs or right after.
 const REMEMBERED: usize = 32;
+/// A transaction that touches more tables than this may have touched any.
+const TABLES: usize = 64;
 
 /// The programs of ours that write rules, by process id.
 static OURS: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
@@ -37,6 +42,52 @@ pub fn note_ours(process: u32) {
     ours.push_back(process);
 }
 
+/// Tables of which something changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Any: the kernel had to drop notifications, or there were too many.
+    Any,
+    /// These: family as nf_tables has it (`NFPROTO_*`), and name.
+    Tables(BTreeSet<(u8, String)>),
+}
+
+impl Default for Touched {
+    fn default() -> Self {
+        Self::Tables(BTreeSet::new())
+    }
+}
+
+impl Touched {
+    /// Whether something of a table by this name may have changed.
+    #[must_use]
+    pub fn has(&self, family: Family, table: &str) -> bool {
+        let number = match family {
+            Family::V4 => NFPROTO_IPV4,
+            Family::V6 => NFPROTO_IPV6,
+        };
+        match self {
+            Self::Any => true,
+            Self::Tables(tables) => tables.iter().any(|(of, name)| *of == number && name == table),
+        }
+    }
+
+    /// Takes in what else was touched.
+    pub fn merge(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Tables(tables), Self::Tables(more)) => {
+                tables.extend(more);
+                if tables.len() > TABLES {
+                    *self = Self::Any;
+                }
+            }
+            _ => *self = Self::Any,
+        }
+    }
+}
+
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+
 /// A transaction that changed the ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
@@ -46,6 +97,8 @@ pub struct Transaction {
     pub process: Option<u32>,
     /// Its name, at most 15 characters (`comm`).
     pub name: String,
+    /// What it changed.
+    pub touched: Touched,
 }
 
 impl Transaction {
@@ -61,6 +114,7 @@ impl Transaction {
 #[derive(Debug)]
 pub struct Watch {
     socket: Socket,
+    reader: Reader,
 }
 
 impl Watch {
@@ -73,7 +127,10 @@ impl Watch {
         socket.bind(&SocketAddr::new(0, 0))?;
         socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
         socket.add_membership(NFNLGRP_NFTABLES)?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            reader: Reader::default(),
+        })
     }
 
     /// Waits for transactions that are not ours and returns them. An empty list means that the kernel had to drop
@@ -81,20 +138,19 @@ impl Watch {
     ///
     /// # Errors
     /// When the socket broke.
-    pub fn foreign(&self) -> io::Result<Vec<Transaction>> {
+    pub fn foreign(&mut self) -> io::Result<Vec<Transaction>> {
         loop {
             let datagram = match self.socket.recv_from_full() {
                 Ok((datagram, _)) => datagram,
                 Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {
+                    self.reader.lost();
                     return Ok(Vec::new());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let foreign: Vec<_> = transactions(&datagram)
-                .into_iter()
-                .filter(|change| !change.is_ours())
-                .collect();
+            let mut foreign = self.reader.read(&datagram);
+            foreign.retain(|change| !change.is_ours());
             if !foreign.is_empty() {
                 return Ok(foreign);
             }
@@ -102,16 +158,44 @@ impl Watch {
     }
 }
 
-/// The ends of transactions in a datagram. What cannot be read is passed over.
-#[must_use]
-pub fn transactions(datagram: &[u8]) -> Vec<Transaction> {
-    Messages(datagram)
-        .filter(|message| message.kind == (SUBSYSTEM << 8) | NEWGEN)
-        .map(|message| transaction(&message))
-        .collect()
+/// Puts transactions together from datagrams.
+#[derive(Debug, Default)]
+pub struct Reader {
+    /// What the transaction that has not ended yet has touched so far.
+    touched: Touched,
 }
 
-fn transaction(message: &Message<'_>) -> Transaction {
+impl Reader {
+    /// The transactions that end in a datagram. What cannot be read is passed over; a change whose table cannot be told
+    /// counts as one of any table.
+    pub fn read(&mut self, datagram: &[u8]) -> Vec<Transaction> {
+        let mut ended = Vec::new();
+        for message in Messages(datagram) {
+            if message.kind == (SUBSYSTEM << 8) | NEWGEN {
+                ended.push(transaction(&message, std::mem::take(&mut self.touched)));
+            } else if message.kind >> 8 == SUBSYSTEM {
+                self.touched.merge(table(&message));
+            }
+        }
+        ended
+    }
+
+    /// Takes note that notifications are missing: what ends next may have touched anything.
+    pub fn lost(&mut self) {
+        self.touched = Touched::Any;
+    }
+}
+
+/// The table of a notification: its family is in `struct nfgenmsg`, its name is attribute 1 of every kind of object.
+fn table(message: &Message<'_>) -> Touched {
+    let family = message.payload.first();
+    match family.zip(message.attributes().text(1)) {
+        Some((family, name)) => Touched::Tables(BTreeSet::from([(*family, name.to_owned())])),
+        None => Touched::Any,
+    }
+}
+
+fn transaction(message: &Message<'_>, touched: Touched) -> Transaction {
     let attributes = message.attributes();
     let name = attributes.get(NFTA_GEN_PROC_NAME).unwrap_or_default();
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -120,73 +204,9 @@ fn transaction(message: &Message<'_>) -> Transaction {
         process: attributes.u32(NFTA_GEN_PROC_PID),
         // It need not be UTF-8, as it ends after 15 bytes.
         name: String::from_utf8_lossy(name).into_owned(),
+        touched,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::attribute::{HEADER, aligned};
-    use super::*;
-
-    /// A message with this type and these attributes, as the kernel lays it out.
-    fn message(kind: u16, port: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
-        let mut payload = vec![0, 0, 0, 0];
-        for (kind, value) in attributes {
-            payload.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
-            payload.extend(kind.to_ne_bytes());
-            payload.extend_from_slice(value);
-            payload.resize(aligned(payload.len()), 0);
-        }
-        let mut message = u32::try_from(HEADER + payload.len())
-            .unwrap()
-            .to_ne_bytes()
-            .to_vec();
-        message.extend(kind.to_ne_bytes());
-        message.extend([0; 6]);
-        message.extend(port.to_ne_bytes());
-        message.extend(payload);
-        message
-    }
-
-    #[test]
-    fn the_end_of_a_transaction_names_who_sent_it() {
-        let mut datagram = message((10 << 8) | 6, 1, &[(1, b"rule")]);
-        datagram.extend(message(
-            (10 << 8) | 15,
-            42,
-            &[(1, &[0, 0, 0, 9]), (2, &[0, 0, 1, 0]), (3, b"nft\0")],
-        ));
-        let expected = Transaction {
-            port: 42,
-            process: Some(256),
-            name: "nft".to_owned(),
-        };
-        assert_eq!(transactions(&datagram), [expected]);
-    }
-
-    #[test]
-    fn our_own_programs_are_told_apart() {
-        let transaction = |port, process| Transaction {
-            port,
-            process: Some(process),
-            name: String::new(),
-        };
-        note_ours(4_000_001);
-        assert!(transaction(4_000_001, 7).is_ours() && transaction(7, 4_000_001).is_ours());
-        assert!(!transaction(7, 8).is_ours());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = transactions(&bytes);
-            let mut framed = message((10 << 8) | 15, 1, &[]);
-            framed.extend(&bytes);
-            let length = u32::try_from(framed.len()).unwrap();
-            framed[..4].copy_from_slice(&length.to_ne_bytes());
-            prop_assert_eq!(transactions(&framed).len(), 1);
-        }
-    }
-}
+mod tests;

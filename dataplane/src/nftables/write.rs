@@ -337,7 +337,7 @@ fn put_protocols(batch: &mut Batch, id: u32) {
 }
 
 /// Adds or removes elements, those first that others lead to.
-fn put_elements(batch: &mut Batch, entries: &[Entry], add: bool) {
+pub(super) fn put_elements(batch: &mut Batch, entries: &[Entry], add: bool) {
     for map in Map::ALL {
         let of_map = entries.iter().filter(|entry| entry.map() == map);
         if add {

@@ -35,11 +35,11 @@ struct Args {
     steps: u64,
 
     /// The mode of Pointsman.
-    #[arg(long, env = "MODE", value_enum, default_value_t = Mode::Iptables)]
+    #[arg(long, env = "MODE", value_enum, default_value_t = Mode::Nftables)]
     mode: Mode,
 
     /// The mode of kube-proxy.
-    #[arg(long, env = "PEER_MODE", value_enum, default_value_t = Mode::Iptables)]
+    #[arg(long, env = "PEER_MODE", value_enum, default_value_t = Mode::Nftables)]
     peer_mode: Mode,
 
     /// Which iptables the nodes have.

@@ -52,6 +52,37 @@ macro_rules! in_both_variants {
     };
 }
 
+/// Makes a test of each function for the mode that agents run by themselves, and for each variant of iptables.
+#[macro_export]
+macro_rules! in_every_mode {
+    ($($name:ident)*) => {
+        mod nftables {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(super::support::Forwarding::Default) })*
+        }
+        mod legacy {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(pointsman_e2e::IptablesVariant::Legacy.into()) })*
+        }
+        mod nf_tables {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(pointsman_e2e::IptablesVariant::Nft.into()) })*
+        }
+    };
+}
+
+/// What the policy of a [`Site`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Nothing: `Auto`, which is NFTables on this machine's kernel.
+    Default,
+    /// Mode IPTables with this variant.
+    Iptables(IptablesVariant),
+}
+
+impl From<IptablesVariant> for Forwarding {
+    fn from(variant: IptablesVariant) -> Self {
+        Self::Iptables(variant)
+    }
+}
+
 /// The addresses of a Service, one of each family; `number` tells Services and kinds of addresses apart.
 pub fn vips(number: u16) -> [IpAddr; 2] {
     let [high, low] = number.to_be_bytes();
@@ -140,6 +171,7 @@ pub fn serve_web(pod: &Pod) -> Result<Vec<Server>> {
 
 /// The node under test and what is around it. The agent is not started yet.
 pub struct Site {
+    pub forwarding: Forwarding,
     pub manifests: Manifests,
     /// A pod on the node.
     pub client: Pod,
@@ -155,9 +187,13 @@ pub struct Site {
 
 impl Site {
     /// The manifests have a policy that checks every second, the Node, and [`web`] with both pods.
-    pub fn new(variant: IptablesVariant) -> Result<Self> {
+    pub fn new(forwarding: impl Into<Forwarding>) -> Result<Self> {
+        let forwarding = forwarding.into();
         let fabric = Fabric::new()?;
-        let node = fabric.node("node-1")?.with_iptables(variant)?;
+        let mut node = fabric.node("node-1")?;
+        if let Forwarding::Iptables(variant) = forwarding {
+            node = node.with_iptables(variant)?;
+        }
         let away = fabric.node("node-2")?;
         let client = node.add_pod("client")?;
         let pods = [node.add_pod("web-1")?, away.add_pod("web-2")?];
@@ -170,6 +206,7 @@ impl Site {
         let manifests = Manifests::new()?;
         manifests.put(NODE, [Node::of(&node)])?;
         let site = Self {
+            forwarding,
             manifests,
             client,
             pods,
@@ -186,7 +223,11 @@ impl Site {
 
     /// The policy that the manifests begin with.
     pub fn policy(&self) -> Policy {
-        Policy::new("everywhere").set("syncPeriodSeconds", 1)
+        let policy = Policy::new("everywhere").set("syncPeriodSeconds", 1);
+        match self.forwarding {
+            Forwarding::Default => policy,
+            Forwarding::Iptables(_) => policy.set("mode", "IPTables"),
+        }
     }
 
     pub fn set_policy(&self, policy: Policy) -> Result<()> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error, Report};
 use pointsman_dataplane::model::{Diff, Family, ForwardingTable};
+use pointsman_dataplane::netlink::ruleset::Touched;
 
 use super::MakeBackend;
 use crate::metrics::{Metrics, SyncKind};
@@ -69,6 +70,12 @@ impl FamilyProxy {
             family: self.family,
             outcome: self.outcome.clone(),
         }
+    }
+
+    /// Whether a change in these tables may be one of what this backend wrote.
+    pub(super) fn has(&self, touched: &Touched) -> bool {
+        let tables = self.backend.as_ref().map_or(&[][..], |backend| backend.tables());
+        tables.iter().any(|table| touched.has(self.family, table))
     }
 
     pub(super) fn retry_at(&self) -> Option<Instant> {

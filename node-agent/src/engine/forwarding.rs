@@ -92,7 +92,10 @@ impl Forwarding {
                 self.listed.insert(kind);
             }
             Event::Unserved(problems) => self.unserved = problems,
-            Event::Assignment(_) | Event::AssignmentUnusable(_) | Event::RulesTouched(_) | Event::Stop => {}
+            Event::Assignment(_)
+            | Event::AssignmentUnusable(_)
+            | Event::RulesTouched { .. }
+            | Event::Stop => {}
         }
     }
 

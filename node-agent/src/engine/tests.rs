@@ -6,6 +6,7 @@ use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey, Protocol, Service,
     ServiceName, ServicePort,
 };
+use pointsman_dataplane::netlink::ruleset::Touched;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::timeout;
 
@@ -17,7 +18,7 @@ use crate::state::Outcome;
 
 /// What a kernel was told, and how it is to behave.
 #[derive(Default)]
-struct Kernel {
+struct Held {
     calls: Vec<&'static str>,
     frontends: BTreeMap<FrontendKey, usize>,
     service_cidrs: Vec<ipnet::IpNet>,
@@ -29,7 +30,7 @@ struct Kernel {
 /// A backend that keeps what it was told, to see what the engine does with backends.
 struct Recorder {
     family: Family,
-    kernel: Arc<Mutex<Kernel>>,
+    kernel: Arc<Mutex<Held>>,
 }
 
 fn refused() -> Error {
@@ -58,6 +59,9 @@ impl Recorder {
 impl Backend for Recorder {
     fn family(&self) -> Family {
         self.family
+    }
+    fn tables(&self) -> &'static [&'static str] {
+        &["pointsman"]
     }
     fn apply(&mut self, table: &ForwardingTable, _: &Diff) -> Result<Report, Error> {
         self.kernel.lock().unwrap().calls.push("apply");
@@ -101,18 +105,23 @@ struct Agent {
     state: watch::Receiver<State>,
     checks: watch::Receiver<HealthChecks>,
     metrics: Arc<Metrics>,
-    v4: Arc<Mutex<Kernel>>,
-    v6: Arc<Mutex<Kernel>>,
+    v4: Arc<Mutex<Held>>,
+    v6: Arc<Mutex<Held>>,
     /// What backends of mode NFTables did, by family.
-    nftables: Arc<Mutex<BTreeMap<Family, Arc<Mutex<Kernel>>>>>,
+    nftables: Arc<Mutex<BTreeMap<Family, Arc<Mutex<Held>>>>>,
     _state_dir: tempfile::TempDir,
 }
 
 impl Agent {
+    /// On a kernel that cannot do what mode NFTables needs.
     fn start() -> Self {
-        let (v4, v6) = (Arc::<Mutex<Kernel>>::default(), Arc::<Mutex<Kernel>>::default());
+        Self::on(|_| Capability::Lacking("the kernel lacks it".into()))
+    }
+
+    fn on(probe: impl Fn(Family) -> Capability + Send + Sync + 'static) -> Self {
+        let (v4, v6) = (Arc::<Mutex<Held>>::default(), Arc::<Mutex<Held>>::default());
         let kernels = [(Family::V4, Arc::clone(&v4)), (Family::V6, Arc::clone(&v6))];
-        let others = Arc::<Mutex<BTreeMap<Family, Arc<Mutex<Kernel>>>>>::default();
+        let others = Arc::<Mutex<BTreeMap<Family, Arc<Mutex<Held>>>>>::default();
         let nftables = Arc::clone(&others);
         let make: MakeBackend = Arc::new(move |mode, family| {
             let kernel = match mode {
@@ -127,7 +136,11 @@ impl Agent {
         let metrics = Arc::new(Metrics::default());
         let parameters = Parameters::new(std::path::Path::new("/proc/sys"), state_dir.path());
         let engine = Engine::new(
-            make,
+            Kernel {
+                make_backend: make,
+                probe: Arc::new(probe),
+                release: "6.1.0".into(),
+            },
             parameters,
             Cleaner::new().0,
             LogLevel::unused(),
@@ -182,6 +195,15 @@ impl Agent {
             .unwrap_or_else(|_| panic!("never came to: {what}"))
             .unwrap()
             .clone()
+    }
+}
+
+/// Somebody changed something in these IPv4 tables.
+fn touched(tables: &[&str]) -> Event {
+    let tables = tables.iter().map(|name| (2, (*name).to_owned()));
+    Event::RulesTouched {
+        by: Some("nft".into()),
+        touched: Touched::Tables(tables.collect()),
     }
 }
 
@@ -250,7 +272,7 @@ fn endpoints(lasts: &[u8]) -> Event {
     Event::Slice(ServiceName::new("default", "web-1"), parsed, None)
 }
 
-fn sizes(kernel: &Arc<Mutex<Kernel>>) -> Vec<usize> {
+fn sizes(kernel: &Arc<Mutex<Held>>) -> Vec<usize> {
     kernel.lock().unwrap().frontends.values().copied().collect()
 }
 
@@ -318,6 +340,107 @@ async fn an_edit_of_the_mode_takes_the_old_one_down_when_the_new_one_is_there() 
         .await;
     assert_eq!(agent.v4.lock().unwrap().calls, ["teardown"]);
     assert_eq!(v4.lock().unwrap().calls.last(), Some(&"apply"));
+}
+
+#[tokio::test]
+async fn auto_asks_the_kernel_once_and_keeps_its_answer() {
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    let mut agent = Agent::on(move |_| {
+        *count.lock().unwrap() += 1;
+        Capability::Full
+    });
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    let (mode, why) = agent
+        .until("programmed", State::is_programmed)
+        .await
+        .mode
+        .unwrap();
+    assert_eq!(mode, Mode::NFTables);
+    assert!(why.unwrap().starts_with("Auto chose NFTables"));
+    let once = *asked.lock().unwrap();
+    assert_eq!(once, families().len());
+    // What an agent before this one may have left in mode IPTables goes.
+    assert_eq!(agent.v4.lock().unwrap().calls, ["teardown"]);
+
+    for mode in [Mode::IPTables, Mode::Auto] {
+        agent
+            .tell([Event::Assignment(assignment(|spec| spec.mode = mode))])
+            .await;
+        let wanted = if mode == Mode::Auto { Mode::NFTables } else { mode };
+        agent
+            .until("the other mode", |state| {
+                state.mode.as_ref().is_some_and(|(runs, _)| *runs == wanted)
+            })
+            .await;
+    }
+    assert_eq!(*asked.lock().unwrap(), once, "asked again");
+}
+
+#[tokio::test]
+async fn a_question_that_failed_is_asked_again_and_changes_no_mode_that_runs() {
+    let busy = Arc::new(Mutex::new(true));
+    let is_busy = Arc::clone(&busy);
+    let mut agent = Agent::on(move |_| match *is_busy.lock().unwrap() {
+        true => Capability::Undecided("Cannot allocate memory".into()),
+        false => Capability::Full,
+    });
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    let state = agent.until("programmed", State::is_programmed).await;
+    let (mode, why) = state.mode.unwrap();
+    assert_eq!(mode, Mode::NFTables);
+    assert!(why.unwrap().contains("Cannot allocate memory"));
+    *busy.lock().unwrap() = false;
+    let decided = agent
+        .until("an answer", |state| {
+            let why = state.mode.as_ref().and_then(|(_, why)| why.as_deref());
+            why.is_some_and(|why| why.starts_with("Auto chose NFTables"))
+        })
+        .await;
+    assert!(decided.is_programmed());
+    let v4 = Arc::clone(&agent.nftables.lock().unwrap()[&Family::V4]);
+    assert_eq!(
+        v4.lock()
+            .unwrap()
+            .calls
+            .iter()
+            .filter(|call| **call == "sync")
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn what_happens_in_tables_of_others_is_not_looked_at() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    agent.until("programmed", State::is_programmed).await;
+    agent.v4.lock().unwrap().differs = true;
+    agent.tell([touched(&["firewalld"])]).await;
+    tokio::time::sleep(TOUCH_SETTLE * 3).await;
+    assert!(!agent.v4.lock().unwrap().calls.contains(&"observe"));
+    agent.tell([touched(&["firewalld", "pointsman"])]).await;
+    agent.until("drift", |state| state.drift.is_some()).await;
+
+    // Where the kernel lost count, anything may have happened.
+    agent.v4.lock().unwrap().calls.clear();
+    let lost = Event::RulesTouched {
+        by: None,
+        touched: Touched::Any,
+    };
+    agent.tell([lost]).await;
+    for _ in 0..100 {
+        if !agent.v4.lock().unwrap().calls.is_empty() {
+            break;
+        }
+        tokio::time::sleep(TOUCH_SETTLE).await;
+    }
+    assert_eq!(agent.v4.lock().unwrap().calls, ["observe"]);
+    let shown = agent.state.borrow().drift.is_some();
+    assert!(shown, "others have not had the time to hear of it");
 }
 
 #[tokio::test]
@@ -389,7 +512,7 @@ async fn drift_is_repaired_and_reported_until_the_next_clean_check() {
     agent.tell([Event::Addresses(Vec::new())]).await;
     agent.until("programmed", State::is_programmed).await;
     agent.v4.lock().unwrap().differs = true;
-    agent.tell([Event::RulesTouched(Some("nft".into()))]).await;
+    agent.tell([touched(&["pointsman"])]).await;
     let state = agent.until("drift", |state| state.drift.is_some()).await;
     let drift = state.drift.unwrap();
     assert!(
@@ -423,7 +546,7 @@ async fn a_new_list_that_names_the_policy_again_takes_nothing_down() {
     agent.tell([Event::Addresses(Vec::new())]).await;
     agent.until("programmed", State::is_programmed).await;
     agent.tell([Event::ListBegins(Kind::Assignment)]).await;
-    agent.tell([Event::RulesTouched(Some("nft".into()))]).await;
+    agent.tell([touched(&["pointsman"])]).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     agent
         .tell([

@@ -241,9 +241,6 @@ impl Batch {
     /// Closes the transaction.
     #[must_use]
     pub fn finish(mut self) -> Transaction {
-        if let Some(last) = self.last {
-            self.writer.add_flags(last, NLM_F_ACK);
-        }
         let end = self.writer.message(
             NFNL_MSG_BATCH_END,
             NLM_F_REQUEST,
@@ -252,6 +249,16 @@ impl Batch {
             SUBSYSTEM,
         );
         self.writer.end_message(end);
+        self.finish_for_check()
+    }
+
+    /// Leaves the transaction without an end: the kernel checks all of it and takes none, as for `nft --check`
+    /// (`NFNL_ABORT_VALIDATE`). Nobody is told, and the ruleset's generation stays.
+    #[must_use]
+    pub fn finish_for_check(mut self) -> Transaction {
+        if let Some(last) = self.last {
+            self.writer.add_flags(last, NLM_F_ACK);
+        }
         Transaction {
             bytes: self.writer.into_bytes(),
             sequences: (self.begin, self.sequence),

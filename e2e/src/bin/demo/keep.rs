@@ -13,7 +13,7 @@ pub fn until_interrupted(tell: &mut Commentary, stage: &Stage<'_>) -> Result<()>
         "\nEverything goes on running until Ctrl-C. From another terminal, as root:\n\n  \
          export KUBECONFIG={}\n  export PATH={}:$PATH\n  kubectl get proxypolicy,nodeproxy\n  \
          kubectl edit proxypolicy fleet\n\n\
-         Inside a node (iptables-save, conntrack -L, curl localhost:10256/healthz):\n\n",
+         Inside a node (nft list ruleset, conntrack -L, curl localhost:10256/healthz):\n\n",
         stage.control_plane.host_kubeconfig().display(),
         stage.tools.display()
     );

@@ -49,8 +49,8 @@ pub(super) fn somebody_flushes_the_rules(tell: &mut Commentary, stage: &Stage<'_
     )?;
     let node = &stage.nodes()[1];
     let client = Client::of(node.namespace()).timeout(Duration::from_millis(200));
-    let rules = stage.shown_on(tell, node, "iptables-save -t nat | grep -c '^-A'")?;
-    stage.shown_on(tell, node, "iptables -t nat -F")?;
+    let rules = stage.shown_on(tell, node, "nft list table ip pointsman | wc -l")?;
+    stage.shown_on(tell, node, "nft flush ruleset")?;
     let took = client.until(Protocol::Tcp, stage.vips[0], LIMIT, |outcome| {
         outcome.answer().is_some()
     })?;
@@ -65,8 +65,11 @@ pub(super) fn somebody_flushes_the_rules(tell: &mut Commentary, stage: &Stage<'_
         "connections through node-2 work again {:.0} ms later",
         took.as_secs_f64() * 1000.0
     ))?;
-    let again = stage.shown_on(tell, node, "iptables-save -t nat | grep -c '^-A'")?;
-    ensure!(again == rules, "there were {rules} rules before, and {again} now");
+    let again = stage.shown_on(tell, node, "nft list table ip pointsman | wc -l")?;
+    ensure!(
+        again == rules,
+        "the table had {rules} lines before, and {again} now"
+    );
     stage.shown(
         tell,
         r#"kubectl get nodeproxy node-2 -o jsonpath='{range .status.conditions[?(@.type=="Drifted")]}{.status} {.reason}: {.message}{end}'"#,

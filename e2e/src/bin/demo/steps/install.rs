@@ -52,7 +52,7 @@ pub(super) fn first_policy(tell: &mut Commentary, stage: &Stage<'_>) -> Result<(
             proxy["status"]["services"] == 2
         })?;
     }
-    ensure!(policy["status"]["mode"] == "IPTables", "the mode is not told");
+    ensure!(policy["status"]["mode"] == "NFTables", "the mode is not told");
     stage.shown(tell, "kubectl get proxypolicy")?;
     stage.shown(tell, "kubectl get proxypolicy -o wide | cut -c -230")?;
     stage.shown(tell, "kubectl get nodeproxy -o wide")?;
