@@ -11,6 +11,7 @@ BENCH ?= iptables
 SIZES ?= 100x10 1000x10
 SEED ?= 1
 STEPS ?= 400
+FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## List the targets
@@ -42,6 +43,18 @@ bench: packages ## Measure beside kube-proxy: BENCH=iptables SIZES="100x10 1000x
 .PHONY: differential
 differential: packages ## Random clusters for the agent and kube-proxy at once: SEED=1,2 STEPS=400
 	cargo run --package pointsman-e2e --bin differential -- --seed $(SEED) --steps $(STEPS)
+
+# libFuzzer's instrumentation, as cargo-fuzz has it without a sanitizer: that works with the stable compiler.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Ccodegen-units=1
+
+.PHONY: fuzz
+fuzz: ## Feed random bytes to what reads the kernel's answers: FUZZ_SECONDS=60
+	mkdir -p target/fuzz/corpus/netlink
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --release --manifest-path fuzz/Cargo.toml --target-dir target/fuzz \
+		--target $$(rustc -vV | sed -n 's/^host: //p') --bin netlink -- \
+		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=target/fuzz/ target/fuzz/corpus/netlink
 
 .PHONY: check
 check: ## Check format, lints and dependencies
