@@ -65,6 +65,14 @@ pub struct IptablesRules {
     pub total: usize,
 }
 
+/// Forwarded packets that were dropped because connection tracking calls them invalid
+/// ([`crate::model::Settings::accept_invalid`]).
+pub const INVALID: &str = "invalid";
+/// Connections that were dropped because they found no endpoint at their slot, twice: while a pool shrinks, at most.
+pub const MISSES: &str = "misses";
+/// Connections of Services with session affinity whose client could not be remembered: its map is full.
+pub const FORGOTTEN: &str = "affinity-full";
+
 /// How the kernel compares with what was last applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -73,9 +81,9 @@ pub struct Observed {
     pub differences: Vec<String>,
     /// Differences beyond those that are spelled out.
     pub more: usize,
-    /// How many packets were dropped since the rule for them was written, because conntrack calls them invalid
-    /// ([`crate::model::Settings::accept_invalid`]); none where there is no such rule or it is not counted.
-    pub invalid_dropped: Option<u64>,
+    /// Packets that counters of the backend's own have counted since they were made. Those that there are:
+    /// [`INVALID`], and in mode NFTables [`MISSES`] and [`FORGOTTEN`].
+    pub counters: Vec<(&'static str, u64)>,
 }
 
 impl Observed {

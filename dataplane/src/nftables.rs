@@ -48,7 +48,7 @@ use crate::netlink::nftables::{Batch, Listing, answer};
 use crate::netlink::socket::{NetlinkError, Socket};
 use adopt::Found;
 use entry::Map;
-use layout::{Chain, INVALID, TABLE, chains, grace};
+use layout::{COUNTERS, Chain, TABLE, chains, grace};
 use picks::class_chains;
 use snapshot::{Digests, Snapshot, add_to};
 use state::State;
@@ -194,14 +194,11 @@ impl Nftables {
     fn compare_with(&mut self, held: &mut Held) -> Result<Observed, Error> {
         let family = self.family;
         let socket = self.socket()?;
-        let invalid_dropped = match held.context.settings.accept_invalid {
-            true => None,
-            false => counted(socket, family, INVALID).map_err(failed)?,
-        };
+        let counters = counted(socket, family).map_err(failed)?;
         // Nobody has changed anything in this network namespace since our last transaction.
         if Some(socket.generation().map_err(failed)?) == held.generation {
             return Ok(Observed {
-                invalid_dropped,
+                counters,
                 ..Observed::default()
             });
         }
@@ -214,7 +211,7 @@ impl Nftables {
         )
         .map_err(failed)?;
         let observed = Observed {
-            invalid_dropped,
+            counters,
             ..compare(held, &snapshot, &found.into_inner())
         };
         if observed.is_clean() {
@@ -360,22 +357,22 @@ fn compare(held: &Held, snapshot: &Snapshot, found: &Digests) -> Observed {
     }
 }
 
-/// The packets of one of our counters; none when it is not there.
-fn counted(socket: &mut Socket, family: Family, counter: &str) -> Result<Option<u64>, NetlinkError> {
-    let mut found = None;
+/// The packets of our counters.
+fn counted(socket: &mut Socket, family: Family) -> Result<Vec<(&'static str, u64)>, NetlinkError> {
+    let counters = std::cell::RefCell::new(Vec::new());
     socket.list(
         layout::table(family),
         Listing::Counters,
-        || (),
+        || counters.borrow_mut().clear(),
         |message| {
             if let Some((TABLE, name, packets)) = answer::counter(message)
-                && name == counter
+                && let Some(known) = COUNTERS.into_iter().find(|known| *known == name)
             {
-                found = Some(packets);
+                counters.borrow_mut().push((known, packets));
             }
         },
     )?;
-    Ok(found)
+    Ok(counters.into_inner())
 }
 
 fn failed(error: NetlinkError) -> Error {

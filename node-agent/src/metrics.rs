@@ -5,11 +5,12 @@ mod kube_proxy;
 mod labels;
 mod text;
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_crds::Mode;
-use pointsman_dataplane::backend::Report;
+use pointsman_dataplane::backend::{FORGOTTEN, INVALID, MISSES, Report};
 use pointsman_dataplane::conntrack::Cleaned;
 use pointsman_dataplane::model::{Family, ForwardingTable, TrafficSide};
 use prometheus_client::encoding::text::encode;
@@ -38,8 +39,10 @@ pub struct Metrics {
     registry: Registry,
     proxy: KubeProxyMetrics,
     counted: Mutex<Changes>,
-    /// What the kernel's counters of invalid packets said last, by family.
-    invalid_seen: Mutex<[u64; 2]>,
+    /// What the backends' counters in the kernel said last.
+    kernel_seen: Mutex<HashMap<(Family, &'static str), u64>>,
+    misses: Labelled<IpFamily, Counter>,
+    forgotten: Labelled<IpFamily, Counter>,
     objects_written: Labelled<IpFamily, Counter>,
     bytes_written: Labelled<IpFamily, Counter>,
     drifts: Labelled<IpFamily, Counter>,
@@ -55,7 +58,9 @@ impl Default for Metrics {
             registry: Registry::default(),
             proxy: KubeProxyMetrics::default(),
             counted: Mutex::default(),
-            invalid_seen: Mutex::default(),
+            kernel_seen: Mutex::default(),
+            misses: Labelled::default(),
+            forgotten: Labelled::default(),
             objects_written: Labelled::default(),
             bytes_written: Labelled::default(),
             drifts: Labelled::default(),
@@ -88,6 +93,16 @@ impl Metrics {
             "drifts",
             "Checks that found rules changed by somebody else",
             self.drifts.clone(),
+        );
+        own.register(
+            "nftables_misses",
+            "Connections dropped because they found no endpoint while a pool shrank",
+            self.misses.clone(),
+        );
+        own.register(
+            "nftables_affinity_full",
+            "Connections whose client had no room to be remembered for session affinity",
+            self.forgotten.clone(),
         );
         own.register(
             "watch_failures",
@@ -204,16 +219,23 @@ impl Metrics {
         self.drifts.get_or_create(&family.into()).inc();
     }
 
-    /// How many invalid packets the kernel's rule has dropped by now. It begins anew with the rule.
-    pub fn invalid_dropped(&self, family: Family, packets: u64) {
-        let mut seen = self.invalid_seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = match family {
-            Family::V4 => &mut seen[0],
-            Family::V6 => &mut seen[1],
-        };
+    /// What a counter of a backend in the kernel says by now. It begins anew with its rule or table.
+    pub fn counted_by_kernel(&self, family: Family, counter: &'static str, packets: u64) {
+        let mut seen = self.kernel_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = seen.entry((family, counter)).or_default();
         let more = packets.checked_sub(*seen).unwrap_or(packets);
         *seen = packets;
-        self.proxy.invalid_dropped.inc_by(more);
+        let own = |counters: &Labelled<IpFamily, Counter>| {
+            counters.get_or_create(&family.into()).inc_by(more);
+        };
+        match counter {
+            INVALID => {
+                self.proxy.invalid_dropped.inc_by(more);
+            }
+            MISSES => own(&self.misses),
+            FORGOTTEN => own(&self.forgotten),
+            _ => {}
+        }
     }
 
     /// `/healthz` or `/livez` was answered.
@@ -269,7 +291,7 @@ mod tests {
     fn a_counter_of_the_kernel_that_begins_anew_does_not_make_ours_smaller() {
         let metrics = Metrics::default();
         let count = |family, packets| {
-            metrics.invalid_dropped(family, packets);
+            metrics.counted_by_kernel(family, INVALID, packets);
             metrics.proxy.invalid_dropped.get()
         };
         assert_eq!(count(Family::V4, 5), 5);
@@ -279,5 +301,13 @@ mod tests {
         assert_eq!(count(Family::V4, 1), 11, "the rule was written anew");
         let name = "kubeproxy_iptables_ct_state_invalid_dropped_packets_total 11\n";
         assert!(metrics.text().contains(name));
+        metrics.counted_by_kernel(Family::V6, MISSES, 3);
+        metrics.counted_by_kernel(Family::V4, FORGOTTEN, 4);
+        for line in [
+            "pointsman_agent_nftables_misses_total{ip_family=\"IPv6\"} 3\n",
+            "pointsman_agent_nftables_affinity_full_total{ip_family=\"IPv4\"} 4\n",
+        ] {
+            assert!(metrics.text().contains(line), "{line}");
+        }
     }
 }

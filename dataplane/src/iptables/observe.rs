@@ -9,7 +9,7 @@ use std::{
 use super::layout::ChainId;
 use super::names::{COMMENT, JUMPS, PREFIX, Table};
 use super::render::{INVALID, Rules};
-use crate::backend::Observed;
+use crate::backend::{self, Observed};
 
 /// How many differences are spelled out.
 const SPELLED_OUT: usize = 8;
@@ -135,7 +135,7 @@ fn wanted_hooks(table: Table, chain: &str) -> impl Iterator<Item = &'static str>
 
 /// What differs between what was written and what the kernel holds.
 pub(super) fn compare(wanted: &HashMap<ChainId, Fingerprint>, mut saved: [Saved; 2]) -> Observed {
-    let invalid_dropped = saved[Table::Filter as usize].invalid_dropped;
+    let invalid = saved[Table::Filter as usize].invalid_dropped;
     let mut differences = Vec::new();
     for (&(of, chain), wanted) in wanted {
         let table = of.as_str();
@@ -171,7 +171,10 @@ pub(super) fn compare(wanted: &HashMap<ChainId, Fingerprint>, mut saved: [Saved;
     Observed {
         differences,
         more,
-        invalid_dropped,
+        counters: invalid
+            .map(|packets| (backend::INVALID, packets))
+            .into_iter()
+            .collect(),
     }
 }
 

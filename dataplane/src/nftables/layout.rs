@@ -8,6 +8,7 @@ use super::words::{
     Header, MARK, R0, Rule, back, counted_drop, ending, goto, has_flag, jump, load, load_number, look_up,
     mark, number, pods, replace_number, within,
 };
+use crate::backend::{FORGOTTEN, INVALID, MISSES};
 use crate::model::{Context, Family, LocalTraffic, NodePortAddresses};
 use crate::netlink::expression::{Base, Ct, Expression as E, FibAddress, Meta, Refusal, Verdict};
 use crate::netlink::nftables::{Hook, TableName};
@@ -16,12 +17,7 @@ use crate::netlink::nftables::{Hook, TableName};
 pub(super) const TABLE: &str = "pointsman";
 /// The table that stands in while the other one is replaced.
 pub(super) const DEPUTY: &str = "pointsman-deputy";
-/// Connections that found no endpoint at their slot, twice: see [`super::picks`].
-pub(super) const MISSES: &str = "misses";
-/// Clients that no room was left to remember.
-pub(super) const FORGOTTEN: &str = "affinity-full";
-/// Forwarded packets that connection tracking calls invalid.
-pub(super) const INVALID: &str = "invalid";
+/// The table's named counters.
 pub(super) const COUNTERS: [&str; 3] = [MISSES, FORGOTTEN, INVALID];
 
 /// A chain with its rules.

@@ -1,10 +1,11 @@
 //! The chains of classes: how an endpoint is picked. Pure.
 
 use super::entry::{Class, Map};
-use super::layout::{Chain, FORGOTTEN};
+use super::layout::Chain;
 use super::number::ID;
 use super::sets::affinity_name;
 use super::words::{Header, R0, Rule, counted_drop, dnat, goto, is_forwarded_protocol, load_number, look_up};
+use crate::backend::FORGOTTEN;
 use crate::model::Family;
 use crate::netlink::expression::{DynamicOp, Expression as E, Meta};
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::entry::Map;
-use super::layout::MISSES;
+use crate::backend::MISSES;
 use crate::model::{Family, LocalTraffic};
 use crate::netlink::expression::{Base, Expression as E, Meta, Register, Verdict};
 

@@ -178,12 +178,8 @@ impl FamilyProxy {
             return None;
         }
         let observed = self.backend().and_then(|backend| backend.observe());
-        if let Some(packets) = observed
-            .as_ref()
-            .ok()
-            .and_then(|observed| observed.invalid_dropped)
-        {
-            metrics.invalid_dropped(self.family, packets);
+        for (counter, packets) in observed.iter().flat_map(|observed| &observed.counters) {
+            metrics.counted_by_kernel(self.family, counter, *packets);
         }
         match observed {
             Ok(observed) if observed.is_clean() => {

@@ -115,17 +115,20 @@ fn normal_form() {
 fn the_packets_that_the_rule_for_invalid_ones_dropped_are_read() {
     let observed = |rule: &str| {
         let filter = format!("*filter\n:PM-FORWARD - [0:0]\n{rule}\nCOMMIT\n");
-        compare(&HashMap::new(), [Saved::default(), read(&filter)]).invalid_dropped
+        compare(&HashMap::new(), [Saved::default(), read(&filter)]).counters
     };
-    assert_eq!(observed(&format!("[17:1020] -A PM-FORWARD {INVALID}")), Some(17));
+    assert_eq!(
+        observed(&format!("[17:1020] -A PM-FORWARD {INVALID}")),
+        [(backend::INVALID, 17)]
+    );
     assert_eq!(
         observed(&format!("-A PM-FORWARD {INVALID}")),
-        None,
+        [],
         "without counters"
     );
     assert_eq!(
         observed("[17:1020] -A PM-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT"),
-        None
+        []
     );
-    assert_eq!(observed(&format!("[x:1020] -A PM-FORWARD {INVALID}")), None);
+    assert_eq!(observed(&format!("[x:1020] -A PM-FORWARD {INVALID}")), []);
 }
