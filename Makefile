@@ -8,7 +8,7 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := target/tools/bin/cargo-deny
 
 BENCH ?= iptables
-SIZES ?= 100x10 1000x10
+SIZES ?= 100x10 1000x10$(if $(filter nftables,$(BENCH)), 10000x10)
 SEED ?= 1
 STEPS ?= 400
 
