@@ -12,7 +12,8 @@
 //! | first packets and connections | [`packets`] |
 //! | processor time, memory, rules | [`usage`], [`rules`] |
 //! | one side measured, step by step | [`measure()`] |
-//! | the file, the table, and what is to be reached | [`report`], [`table`], [`targets`] |
+//! | ours alone, with many Services from files | [`alone`] |
+//! | the file, the table, the plot, and what is to be reached | [`report`], [`table`], [`plot`], [`targets`] |
 //!
 //! # What the times mean
 //!
@@ -27,6 +28,7 @@
 //! between the request and 150 ms after the packets saw the change, whoever made it. That time is late by the wake-up
 //! of a thread (below 0.1 ms on a quiet machine).
 
+pub mod alone;
 pub mod backends;
 pub mod commits;
 pub mod interrupt;
@@ -36,6 +38,7 @@ pub mod measure;
 pub mod metrics;
 pub mod observer;
 pub mod packets;
+pub mod plot;
 pub mod report;
 pub mod rules;
 pub mod site;
@@ -76,6 +79,8 @@ pub struct Plan {
     pub sizes: Vec<Size>,
     /// and each of these.
     pub contests: Vec<Contest>,
+    /// Sizes that ours is measured with alone, from files, after the runs. Only in mode NFTables.
+    pub alone: Vec<Size>,
     /// How many changes are timed on each side.
     pub changes: usize,
 }
@@ -111,9 +116,15 @@ pub fn run(
             let run = Run::new(size, contest, side(Subject::Ours)?, side(Subject::Peer)?);
             finished(&run)?;
             file.runs.push(run);
-            file.targets = targets::of(&file.runs);
+            file.targets = targets::of(&file.runs, &file.alone);
             file.write(folder)?;
         }
+    }
+    for &size in &plan.alone {
+        let alone = alone::measure(size, plan.changes, progress)?;
+        file.alone.push(alone);
+        file.targets = targets::of(&file.runs, &file.alone);
+        file.write(folder)?;
     }
     Ok(file)
 }

@@ -21,6 +21,8 @@ pub struct BenchFile {
     pub reading: Reading,
     /// One for each size and variant.
     pub runs: Vec<Run>,
+    /// Ours alone.
+    pub alone: Vec<super::alone::Alone>,
     /// Which targets hold, in mode NFTables with 10,000 Services.
     pub targets: Vec<super::targets::Target>,
 }
@@ -200,11 +202,12 @@ impl BenchFile {
             machine,
             reading: READING,
             runs: Vec::new(),
+            alone: Vec::new(),
             targets: Vec::new(),
         }
     }
 
-    /// Writes `<folder>/<bench>.json`.
+    /// Writes `<folder>/<bench>.json` and the plot beside it, `<bench>.svg`.
     ///
     /// # Errors
     /// When the folder cannot be written.
@@ -215,6 +218,9 @@ impl BenchFile {
         let mut json = serde_json::to_vec_pretty(self).with_context(context)?;
         json.push(b'\n');
         fs::write(&path, json).with_context(context)?;
+        let plot = path.with_extension("svg");
+        fs::write(&plot, super::plot::render(&self.runs))
+            .with_context(|| format!("writing {}", plot.display()))?;
         Ok(path)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Run, Side};
+use super::{Run, Side, alone::Alone};
 
 /// The figures side by side, a line each.
 #[must_use]
@@ -136,6 +136,27 @@ pub fn render(run: &Run) -> String {
         );
     }
     out
+}
+
+/// Ours alone, in lines.
+#[must_use]
+pub fn render_alone(alone: &Alone) -> String {
+    format!(
+        "{} Services x {} endpoints, Pointsman alone from files: full sync {:.0} ms (with start and reading {:.0} ms, {} \
+         commits), change p50 {:.1} ms and p99 {:.1} ms (of it 20 ms for the file to be quiet), CPU per change {:.2} ms, \
+         peak memory {:.1} MiB, {} rules, {} chains",
+        alone.services,
+        alone.endpoints_per_service,
+        alone.own_metric_ms.unwrap_or_default(),
+        alone.start_to_last_commit_ms,
+        alone.commits,
+        alone.change_ms.p50,
+        alone.change_ms.p99,
+        alone.cpu_ms_per_change,
+        alone.peak_rss_mb,
+        alone.rules,
+        alone.chains
+    )
 }
 
 /// A figure that is not a number was not measured in this mode.

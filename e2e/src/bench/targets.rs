@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Run;
+use super::{Run, alone::Alone};
 
 /// One target.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -31,16 +31,26 @@ impl Target {
 /// The targets that these runs can tell of: those of 10,000 Services need a run of that size, and the one of first
 /// packets a run of 100 beside it.
 #[must_use]
-pub fn of(runs: &[Run]) -> Vec<Target> {
+pub fn of(runs: &[Run], alone: &[Alone]) -> Vec<Target> {
     let with = |services: usize| {
         runs.iter()
             .find(|run| run.mode == "NFTables" && (run.services, run.endpoints_per_service) == (services, 10))
     };
-    let Some(large) = with(10_000) else {
-        return Vec::new();
-    };
-    let ours = &large.ours;
     let mut targets = Vec::new();
+    if let Some(large) = with(10_000) {
+        of_large(large, with(100), &mut targets);
+    }
+    let largest = alone
+        .iter()
+        .find(|alone| (alone.services, alone.endpoints_per_service) == (50_000, 5));
+    if let Some(sync) = largest.and_then(|alone| alone.own_metric_ms) {
+        targets.push(Target::at_most("full sync of 50,000 x 5, ms", sync, 5000.0));
+    }
+    targets
+}
+
+fn of_large(large: &Run, small: Option<&Run>, targets: &mut Vec<Target>) {
+    let ours = &large.ours;
     if let Some(sync) = ours.full_sync.own_metric_ms {
         targets.push(Target::at_most("full sync of 10,000 x 10, ms", sync, 1000.0));
     }
@@ -63,7 +73,7 @@ pub fn of(runs: &[Run]) -> Vec<Target> {
         40.0,
     ));
     let p50 = ours.first_packet_us.p50;
-    if let Some(small) = with(100) {
+    if let Some(small) = small {
         targets.push(Target::at_most(
             "first packet p50 at 10,000, us (1.2 x that at 100)",
             p50,
@@ -75,7 +85,6 @@ pub fn of(runs: &[Run]) -> Vec<Target> {
         p50,
         large.peer.first_packet_us.p50,
     ));
-    targets
 }
 
 /// A line for each target.
@@ -103,6 +112,6 @@ mod tests {
         let missed = Target::at_most("b", 10.1, 10.0);
         assert!(!missed.holds);
         assert!(render(&[missed]).starts_with("MISSED b"));
-        assert_eq!(of(&[super::super::report::tests::a_run()]), []);
+        assert_eq!(of(&[super::super::report::tests::a_run()], &[]), []);
     }
 }

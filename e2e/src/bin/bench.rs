@@ -35,6 +35,10 @@ struct Args {
     #[arg(long, value_name = "NxM ...", default_value = "100x10 1000x10")]
     sizes: String,
 
+    /// In mode NFTables, sizes for ours alone, read from files.
+    #[arg(long, env = "ALONE", value_name = "NxM ...", default_value = "50000x5")]
+    alone: String,
+
     /// Which iptables the nodes have. With nft and 10,000 Services kube-proxy needs minutes for its first sync.
     #[arg(long, env = "VARIANT", value_enum, value_delimiter = ',', default_values_t = [Variant::Legacy])]
     variant: Vec<Variant>,
@@ -89,7 +93,12 @@ fn main() -> Result<()> {
         peer_min_sync_period: Duration::from_millis(args.peer_min_sync_period_ms),
         ..contest
     });
+    let is_alone = matches!(args.bench, Bench::Nftables) && !args.alone.trim().is_empty();
     let plan = Plan {
+        alone: match is_alone {
+            true => size::parse_list(&args.alone).context("--alone")?,
+            false => Vec::new(),
+        },
         bench: name.to_owned(),
         sizes: size::parse_list(&args.sizes).context("--sizes")?,
         contests: contests.collect(),
@@ -100,6 +109,9 @@ fn main() -> Result<()> {
     let file = bench::run(&plan, &folder, &progress, |run| {
         writeln!(stdout(), "\n{}", table::render(run)).context("writing the table")
     })?;
+    for alone in &file.alone {
+        writeln!(stdout(), "{}\n", table::render_alone(alone))?;
+    }
     if !file.targets.is_empty() {
         writeln!(stdout(), "{}\n", targets::render(&file.targets))?;
     }
