@@ -36,7 +36,7 @@ test: packages ## Run everything: unit tests, packets in namespaces, a real cont
 	cargo test --workspace --no-fail-fast
 
 .PHONY: bench
-bench: packages ## Measure beside kube-proxy: BENCH=iptables SIZES="100x10 1000x10"
+bench: packages ## Measure beside kube-proxy: BENCH=iptables|nftables SIZES="100x10 1000x10"
 	cargo run --release --package pointsman-e2e --bin bench -- --bench $(BENCH) --sizes "$(SIZES)"
 
 .PHONY: differential
