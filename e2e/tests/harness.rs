@@ -241,8 +241,16 @@ fn the_end_of_every_nf_tables_transaction_is_seen_and_counted() -> Result<()> {
         assert_eq!(commit.program, "nft");
         assert!(commit.at > began && commit.at < ended + LIMIT);
     }
+    // More than the kernel puts into one datagram.
+    let chains =
+        (0..3000).map(|number| format!("add chain ip t c{number}\nadd rule ip t c{number} counter\n"));
+    nft::run(&namespace, &chains.collect::<String>())?;
     let counted = rules::nftables(&namespace)?;
-    assert_eq!(counted, rules::Rules { rules: 2, chains: 2 });
+    let expected = rules::Rules {
+        rules: 3002,
+        chains: 3002,
+    };
+    assert_eq!(counted, expected);
     Ok(())
 }
 
