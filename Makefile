@@ -8,7 +8,7 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := target/tools/bin/cargo-deny
 
 BENCH ?= iptables
-SIZES ?= 100x10 1000x10
+SIZES ?= 100x10 1000x10$(if $(filter nftables,$(BENCH)), 10000x10)
 SEED ?= 1
 STEPS ?= 400
 FUZZ_SECONDS ?= 60
@@ -37,7 +37,7 @@ test: packages ## Run everything: unit tests, packets in namespaces, a real cont
 	cargo test --workspace --no-fail-fast
 
 .PHONY: bench
-bench: packages ## Measure beside kube-proxy: BENCH=iptables SIZES="100x10 1000x10"
+bench: packages ## Measure beside kube-proxy: BENCH=iptables|nftables SIZES="100x10 1000x10"
 	cargo run --release --package pointsman-e2e --bin bench -- --bench $(BENCH) --sizes "$(SIZES)"
 
 .PHONY: differential

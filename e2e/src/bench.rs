@@ -8,10 +8,12 @@
 //! | the objects, and the Services whose endpoints are really served | [`Load`], [`Probe`], [`Backends`] |
 //! | what is measured | [`Subject`], [`Contest`] |
 //! | when a change has arrived: packets say so | [`Observer`] |
+//! | and nf_tables' own notifications, in mode NFTables | [`Commits`] |
 //! | first packets and connections | [`packets`] |
 //! | processor time, memory, rules | [`usage`], [`rules`] |
 //! | one side measured, step by step | [`measure()`] |
-//! | the file and the table | [`report`], [`table`] |
+//! | ours alone, with many Services from files | [`alone`] |
+//! | the file, the table, the plot, and what is to be reached | [`report`], [`table`], [`plot`], [`targets`] |
 //!
 //! # What the times mean
 //!
@@ -21,8 +23,14 @@
 //! and learns which server has it. The change has arrived with the first connection that gets the new server, if
 //! none after it gets the old one. So a time is late by at most that pause and one connection (about 0.2 ms on a
 //! quiet machine), the same for both sides, and says what a user would notice, whatever the rules look like.
+//!
+//! In mode NFTables the kernel's notifications say it, too: a change has arrived with the last commit that was read
+//! between the request and 150 ms after the packets saw the change, whoever made it. That time is late by the wake-up
+//! of a thread (below 0.1 ms on a quiet machine).
 
+pub mod alone;
 pub mod backends;
+pub mod commits;
 pub mod interrupt;
 pub mod load;
 pub mod machine;
@@ -30,6 +38,7 @@ pub mod measure;
 pub mod metrics;
 pub mod observer;
 pub mod packets;
+pub mod plot;
 pub mod report;
 pub mod rules;
 pub mod site;
@@ -37,6 +46,7 @@ pub mod size;
 pub mod statistics;
 pub mod subject;
 pub mod table;
+pub mod targets;
 pub mod usage;
 pub mod writer;
 
@@ -48,6 +58,7 @@ use crate::binaries::{self, Binary};
 
 pub use self::{
     backends::Backends,
+    commits::Commits,
     load::{Load, Probe},
     measure::measure,
     observer::Observer,
@@ -68,6 +79,8 @@ pub struct Plan {
     pub sizes: Vec<Size>,
     /// and each of these.
     pub contests: Vec<Contest>,
+    /// Sizes that ours is measured with alone, from files, after the runs. Only in mode NFTables.
+    pub alone: Vec<Size>,
     /// How many changes are timed on each side.
     pub changes: usize,
 }
@@ -103,8 +116,15 @@ pub fn run(
             let run = Run::new(size, contest, side(Subject::Ours)?, side(Subject::Peer)?);
             finished(&run)?;
             file.runs.push(run);
+            file.targets = targets::of(&file.runs, &file.alone);
             file.write(folder)?;
         }
+    }
+    for &size in &plan.alone {
+        let alone = alone::measure(size, plan.changes, progress)?;
+        file.alone.push(alone);
+        file.targets = targets::of(&file.runs, &file.alone);
+        file.write(folder)?;
     }
     Ok(file)
 }

@@ -14,8 +14,10 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, api::ListParams};
 use pointsman_e2e::{
-    ControlPlane, Fabric, IptablesVariant, NodeNet, Options, Peer, PeerMode, PeerOptions, Pod, Toolchain,
-    sysctl,
+    ControlPlane, Fabric, IptablesVariant, Netns, NodeNet, Options, Peer, PeerMode, PeerOptions, Pod,
+    Toolchain,
+    bench::{Commits, rules},
+    nft, sysctl,
     traffic::{Client, Outcome, Protocol, serve},
 };
 
@@ -213,6 +215,42 @@ fn nodes_have_their_own_iptables_and_sysctls() -> Result<()> {
         sysctl::read(nft.namespace(), "net.ipv4.ip_local_port_range")?,
         "40000\t41000"
     );
+    Ok(())
+}
+
+#[test]
+fn the_end_of_every_nf_tables_transaction_is_seen_and_counted() -> Result<()> {
+    let namespace = Netns::new("commits")?;
+    let commits = Commits::listen(&namespace)?;
+    assert!(commits.since(Instant::now())?.is_empty());
+    // More notifications than any socket's buffer holds: what is not asked for must not push out what is.
+    let elements: Vec<_> = (0..60_000).map(|number: u32| (number + 1).to_string()).collect();
+    let table = format!(
+        "add table ip t; add chain ip t c; add rule ip t c counter; add rule ip t c counter\n\
+         add set ip t s {{ type mark; }}; add element ip t s {{ {} }}",
+        elements.join(", ")
+    );
+    for commands in [table.as_str(), "add chain ip t d"] {
+        let began = Instant::now();
+        nft::run(&namespace, commands)?;
+        let ended = Instant::now();
+        let seen = commits.settled(began, Duration::from_millis(100), LIMIT)?;
+        let [commit] = seen.as_slice() else {
+            anyhow::bail!("one transaction, and seen were {seen:?}")
+        };
+        assert_eq!(commit.program, "nft");
+        assert!(commit.at > began && commit.at < ended + LIMIT);
+    }
+    // More than the kernel puts into one datagram.
+    let chains =
+        (0..3000).map(|number| format!("add chain ip t c{number}\nadd rule ip t c{number} counter\n"));
+    nft::run(&namespace, &chains.collect::<String>())?;
+    let counted = rules::nftables(&namespace)?;
+    let expected = rules::Rules {
+        rules: 3002,
+        chains: 3002,
+    };
+    assert_eq!(counted, expected);
     Ok(())
 }
 

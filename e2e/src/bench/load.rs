@@ -85,7 +85,7 @@ impl Load {
                     let probe = places.iter().position(|&place| place == service);
                     let endpoints = match probe {
                         Some(probe) => probe_endpoints(backends, Backend::A, probe),
-                        None => endpoints(service, size.endpoints),
+                        None => endpoints(service, size.endpoints, size.endpoints),
                     };
                     (service, probe, endpoints)
                 })
@@ -119,6 +119,24 @@ impl Load {
         self.size
     }
 
+    /// Gives a Service that is no probe this number of endpoints; none of those that it keeps differs from before.
+    /// Returns when the request was sent and when the answer was here.
+    ///
+    /// # Errors
+    /// When the API server refuses it, or when all Services are probes.
+    pub fn scale(&self, writer: &Writer, count: usize) -> Result<(Instant, Instant)> {
+        let places = probe_places(self.size.services);
+        let service = (0..self.size.services)
+            .rev()
+            .find(|place| !places.contains(place))
+            .context("a scale-up needs more Services than there are probes: take a size of 11x10 or more")?;
+        patch(
+            writer,
+            name(service),
+            &endpoints(service, self.size.endpoints, count),
+        )
+    }
+
     /// The probes, in the order of creation.
     #[must_use]
     pub fn probes(&self) -> &[Probe] {
@@ -139,17 +157,11 @@ impl Probe {
     /// When the API server refuses it.
     pub fn switch(&self, writer: &Writer, backends: &Backends) -> Result<(Instant, Instant)> {
         let to = self.backend().other();
-        let patch = json!({"endpoints": probe_endpoints(backends, to, self.number).endpoints});
-        let name = self.name.clone();
-        let times = writer.run(|client| async move {
-            let slices = Api::<EndpointSlice>::namespaced(client, NAMESPACE);
-            let asked = Instant::now();
-            slices
-                .patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))
-                .await
-                .with_context(|| format!("changing the slice of {name}"))?;
-            Ok((asked, Instant::now()))
-        })?;
+        let times = patch(
+            writer,
+            self.name.clone(),
+            &probe_endpoints(backends, to, self.number),
+        )?;
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) = to;
         Ok(times)
     }
@@ -159,6 +171,20 @@ impl Probe {
 struct Endpoints {
     endpoints: Vec<Value>,
     port: u16,
+}
+
+/// Puts these endpoints into a slice. Returns when the request was sent and when the answer was here.
+fn patch(writer: &Writer, name: String, to: &Endpoints) -> Result<(Instant, Instant)> {
+    let patch = json!({"endpoints": to.endpoints});
+    writer.run(|client| async move {
+        let slices = Api::<EndpointSlice>::namespaced(client, NAMESPACE);
+        let asked = Instant::now();
+        slices
+            .patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .with_context(|| format!("changing the slice of {name}"))?;
+        Ok((asked, Instant::now()))
+    })
 }
 
 /// Makes some Services with their slices. Returns the probes among them: number, Service and ClusterIP.
@@ -241,13 +267,13 @@ fn probe_endpoints(backends: &Backends, backend: Backend, probe: usize) -> Endpo
 
 /// The endpoints of a Service that is no probe: pods of nodes that are not there. Every Service has a port of its
 /// own, so that all endpoints of the load differ.
-fn endpoints(service: usize, count: usize) -> Endpoints {
+fn endpoints(service: usize, spacing: usize, count: usize) -> Endpoints {
     // Nodes of the fabric have the low numbers.
     const FIRST_NODE: usize = 16;
     const NODES: usize = 240;
     const PODS: usize = 250;
     let all = (0..count).map(|number| {
-        let place = (service * count + number) % (NODES * PODS);
+        let place = (service * spacing + number) % (NODES * PODS);
         let (node, pod) = (FIRST_NODE + place / PODS, 2 + place % PODS);
         let octet = |number: usize| u8::try_from(number).unwrap_or(u8::MAX);
         let address = Ipv4Addr::new(10, 244, octet(node), octet(pod));
@@ -292,7 +318,7 @@ mod tests {
     fn no_two_services_have_the_same_endpoint() {
         let mut seen = BTreeSet::new();
         for service in 0..10_000 {
-            let Endpoints { endpoints, port } = endpoints(service, 10);
+            let Endpoints { endpoints, port } = endpoints(service, 10, 10);
             for endpoint in endpoints {
                 assert!(
                     seen.insert((endpoint["addresses"][0].to_string(), port)),
@@ -304,9 +330,15 @@ mod tests {
     }
 
     #[test]
+    fn a_scale_up_keeps_the_endpoints_that_are_there() {
+        let few = endpoints(7, 10, 10).endpoints;
+        assert_eq!(endpoints(7, 10, 250).endpoints.get(..10), Some(&few[..]));
+    }
+
+    #[test]
     fn the_objects_are_valid_ones() -> Result<()> {
         let _: Service = object(service_object("a"))?;
-        let slice: EndpointSlice = object(slice_object("a", &endpoints(7, 3)))?;
+        let slice: EndpointSlice = object(slice_object("a", &endpoints(7, 3, 3)))?;
         assert_eq!(slice.endpoints.map(|all| all.len()), Some(3));
         Ok(())
     }

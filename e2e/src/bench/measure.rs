@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::{
-    Bed, Contest, Load, Running, Side, Site, Subject, Summary, interrupt, machine, metrics, packets, pause,
+    Bed, Contest, Load, Running, Side, Site, Subject, Summary,
+    commits::Commit,
+    interrupt, machine, metrics, packets, pause,
     report::FullSync,
     rules,
     statistics::round,
@@ -18,6 +20,12 @@ const SETTLE: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(5);
 /// Between two changes: so that what follows one is not taken for the next one's.
 const GAP: Duration = Duration::from_millis(150);
+/// A scale-up has arrived when no commit followed for this long.
+const QUIET: Duration = Duration::from_secs(1);
+/// How many scale-ups are timed, and to how many endpoints.
+const SCALE_UPS: usize = 5;
+const FEW: usize = 10;
+const MANY: usize = 250;
 /// Connections to each probe, for the time of first packets.
 const FIRST_PACKETS: usize = 300;
 /// How often, and how long, connections are counted.
@@ -41,6 +49,7 @@ pub fn measure(
 ) -> Result<Side> {
     let label = format!("{} ({contest}), {subject}", load.size());
     let say = |what: &str| progress(&format!("{label}: {what}"));
+    let changes = contest.changes(subject, load.size(), changes);
     let bed = site.bed(contest, &format!("{}-node", subject))?;
     let mut side = Side {
         program: subject.version(&bed),
@@ -66,8 +75,16 @@ pub fn measure(
     say(&format!("{changes} changes"));
     changes_of(&bed, load, contest, &running, changes, idle, &mut side)?;
 
+    if bed.commits.is_some() {
+        say("scale-ups");
+        scale_ups_of(&bed, load, contest, &running, changes.min(SCALE_UPS), &mut side)?;
+    }
+
     say("packets");
-    let counted = rules::iptables(&bed.node)?;
+    let counted = match contest.is_told() {
+        true => rules::nftables(bed.node.namespace())?,
+        false => rules::iptables(&bed.node)?,
+    };
     (side.rules, side.chains) = (counted.rules, counted.chains);
     packets_of(&bed, load, &mut side)?;
 
@@ -130,12 +147,20 @@ fn full_sync(
     }
     side.full_sync_ms = round(milliseconds(began.elapsed()));
     let cpu = usage::cpu(process)?;
+    let commits = match &bed.commits {
+        Some(commits) => Some(commits.since(began)?),
+        None => None,
+    };
+    let commit_ms = |commit: Option<&Commit>| Some(round(milliseconds(commit?.at - began)));
     forget_connections(bed)?;
     let text = running.metrics()?;
     let own = metrics::sum(&text, &format!("{FULL_SYNC_METRIC}_sum"));
     let count = metrics::sum(&text, &format!("{FULL_SYNC_METRIC}_count"));
     side.full_sync = FullSync {
         first_answer_ms: round(milliseconds(answered - began)),
+        first_commit_ms: commits.as_ref().and_then(|all| commit_ms(all.first())),
+        last_commit_ms: commits.as_ref().and_then(|all| commit_ms(all.last())),
+        commits: commits.as_ref().map(Vec::len),
         own_metric_ms: own.map(|seconds| round(seconds * 1e3)),
         own_metric_syncs: count.map(|count| count as u64),
         cpu_ms: round(milliseconds(cpu.total())),
@@ -169,6 +194,7 @@ fn changes_of(
     let process = running.process();
     let site = bed.site;
     let (mut from_answer, mut from_request) = (Vec::new(), Vec::new());
+    let (mut commit_times, mut commit_count) = (Vec::new(), 0);
     let text_before = running.metrics()?;
     let (before, began) = (usage::cpu(process)?, Instant::now());
     for probe in load.probes().iter().cycle().take(changes) {
@@ -183,6 +209,14 @@ fn changes_of(
         side.old_after_new += seen.old_after_new;
         side.lost_in_changes += seen.lost;
         pause(GAP)?;
+        if let Some(commits) = &bed.commits {
+            let commits = commits.since(asked)?;
+            let last = commits
+                .last()
+                .context("the change was seen by packets, and no commit was")?;
+            commit_times.push(milliseconds(last.at.saturating_duration_since(answered)));
+            commit_count += commits.len();
+        }
     }
     // What was changed last is still being looked after, by kube-proxy's conntrack cleaning for instance.
     pause(GAP * 4)?;
@@ -192,6 +226,10 @@ fn changes_of(
     let per_change = |total: Duration| milliseconds(total) / count;
     let idle_share = idle * milliseconds(took) / count;
     side.change_ms = Summary::of(from_answer);
+    if bed.commits.is_some() {
+        side.change_commit_ms = Some(Summary::of(commit_times));
+        side.commits_per_change = Some(round(commit_count as f64 / count));
+    }
     side.change_from_request_ms = Summary::of(from_request);
     side.cpu_ms_per_change = round((per_change(used.total()) - idle_share).max(0.0));
     side.children_cpu_ms_per_change = round(per_change(used.children));
@@ -205,6 +243,47 @@ fn changes_of(
         grown("pointsman_agent_kernel_bytes_written_total").map(|bytes| round(bytes / count));
     side.kernel_objects_per_change =
         grown("pointsman_agent_kernel_objects_written_total").map(|objects| round(objects / count));
+    Ok(())
+}
+
+/// Scales a Service up and down again, and times the way up.
+fn scale_ups_of(
+    bed: &Bed<'_>,
+    load: &Load,
+    contest: &Contest,
+    running: &Running,
+    rounds: usize,
+    side: &mut Side,
+) -> Result<()> {
+    let Some(commits) = &bed.commits else {
+        return Ok(());
+    };
+    let writer = &bed.site.writer;
+    // The size says how many endpoints it has now.
+    if load.size().endpoints != FEW {
+        let (asked, _) = load.scale(writer, FEW)?;
+        commits.settled(asked, QUIET, contest.limit)?;
+    }
+    let mut times = Vec::new();
+    let before = usage::cpu(running.process())?;
+    for _ in 0..rounds {
+        let (asked, answered) = load.scale(writer, MANY)?;
+        let arrived = commits.settled(asked, QUIET, contest.limit)?;
+        times.extend(
+            arrived
+                .last()
+                .map(|last| milliseconds(last.at.saturating_duration_since(answered))),
+        );
+        let (asked, _) = load.scale(writer, FEW)?;
+        commits.settled(asked, QUIET, contest.limit)?;
+    }
+    let used = between(before, usage::cpu(running.process())?).total();
+    side.scale_up_commit_ms = Some(Summary::of(times));
+    side.scale_cpu_ms = Some(round(milliseconds(used) / rounds.max(1) as f64));
+    if load.size().endpoints != FEW {
+        let (asked, _) = load.scale(writer, load.size().endpoints)?;
+        commits.settled(asked, QUIET, contest.limit)?;
+    }
     Ok(())
 }
 

@@ -21,6 +21,10 @@ pub struct BenchFile {
     pub reading: Reading,
     /// One for each size and variant.
     pub runs: Vec<Run>,
+    /// Ours alone.
+    pub alone: Vec<super::alone::Alone>,
+    /// Which targets hold, in mode NFTables with 10,000 Services.
+    pub targets: Vec<super::targets::Target>,
 }
 
 /// How to read the file, in the file.
@@ -28,6 +32,8 @@ pub struct BenchFile {
 pub struct Reading {
     /// Of `change_ms`.
     pub change_ms: &'static str,
+    /// Of `change_commit_ms`.
+    pub change_commit_ms: &'static str,
     /// Of `full_sync_ms`.
     pub full_sync_ms: &'static str,
     /// Of `ratios`.
@@ -40,6 +46,9 @@ const READING: Reading = Reading {
                 old one; a connection is made every 1 ms, or every 0.5 % of the time waited once that is more, so a \
                 time is late by at most that and one connection (about 0.2 ms); 0 when the kernel had it before the \
                 answer was here",
+    change_commit_ms: "the same until the last NFT_MSG_NEWGEN that was read between the request and 150 ms after the \
+                       packets saw the change, whoever sent it; late by the wake-up of a thread; 0 when the kernel had \
+                       it before the answer was here",
     full_sync_ms: "from the start of the process until a connection through each of the probe Services, which are \
                    spread from the first to the last, reaches its endpoint, /healthz is 200 and the program's own metric \
                    counts a finished full sync",
@@ -79,6 +88,15 @@ pub struct Side {
     pub full_sync_ms: f64,
     /// See [`Reading`].
     pub change_ms: Summary,
+    /// In mode NFTables: from the API server's answer to the last commit that belongs to the change; see [`Reading`].
+    pub change_commit_ms: Option<Summary>,
+    /// Commits for each change.
+    pub commits_per_change: Option<f64>,
+    /// In mode NFTables: from the API server's answer until the last commit of a Service's scale-up from 10 to 250
+    /// endpoints, none following for a second.
+    pub scale_up_commit_ms: Option<Summary>,
+    /// Processor time for a scale-up and the scale-down after it.
+    pub scale_cpu_ms: Option<f64>,
     /// Processor time for a change: of the program and those that it ran, less what it uses when idle.
     pub cpu_ms_per_change: f64,
     /// The most resident memory that the program had (VmHWM), in MiB.
@@ -136,6 +154,12 @@ pub struct Side {
 pub struct FullSync {
     /// From the start of the process until the last Service answered.
     pub first_answer_ms: f64,
+    /// In mode NFTables: from the start of the process until its first commit and until its last one.
+    pub first_commit_ms: Option<f64>,
+    /// See above.
+    pub last_commit_ms: Option<f64>,
+    /// How many commits there were.
+    pub commits: Option<usize>,
     /// The program's own metric of full syncs, both families together.
     pub own_metric_ms: Option<f64>,
     /// How many that were.
@@ -159,6 +183,8 @@ pub struct Ratios {
     pub full_sync_ms: Option<f64>,
     pub change_ms_p50: Option<f64>,
     pub change_ms_p99: Option<f64>,
+    pub change_commit_ms_p50: Option<f64>,
+    pub scale_up_commit_ms_p50: Option<f64>,
     pub cpu_ms_per_change: Option<f64>,
     pub peak_rss_mb: Option<f64>,
     pub rules: Option<f64>,
@@ -176,10 +202,12 @@ impl BenchFile {
             machine,
             reading: READING,
             runs: Vec::new(),
+            alone: Vec::new(),
+            targets: Vec::new(),
         }
     }
 
-    /// Writes `<folder>/<bench>.json`.
+    /// Writes `<folder>/<bench>.json` and the plot beside it, `<bench>.svg`.
     ///
     /// # Errors
     /// When the folder cannot be written.
@@ -190,6 +218,9 @@ impl BenchFile {
         let mut json = serde_json::to_vec_pretty(self).with_context(context)?;
         json.push(b'\n');
         fs::write(&path, json).with_context(context)?;
+        let plot = path.with_extension("svg");
+        fs::write(&plot, super::plot::render(&self.runs))
+            .with_context(|| format!("writing {}", plot.display()))?;
         Ok(path)
     }
 }
@@ -219,6 +250,8 @@ impl Ratios {
             full_sync_ms: ratio(peer.full_sync_ms, ours.full_sync_ms),
             change_ms_p50: ratio(peer.change_ms.p50, ours.change_ms.p50),
             change_ms_p99: ratio(peer.change_ms.p99, ours.change_ms.p99),
+            change_commit_ms_p50: p50s(&peer.change_commit_ms, &ours.change_commit_ms),
+            scale_up_commit_ms_p50: p50s(&peer.scale_up_commit_ms, &ours.scale_up_commit_ms),
             cpu_ms_per_change: ratio(peer.cpu_ms_per_change, ours.cpu_ms_per_change),
             peak_rss_mb: ratio(peer.peak_rss_mb, ours.peak_rss_mb),
             rules: ratio(peer.rules as f64, ours.rules as f64),
@@ -227,6 +260,10 @@ impl Ratios {
             connections_per_second: ratio(ours.connections_per_second, peer.connections_per_second),
         }
     }
+}
+
+fn p50s(above: &Option<Summary>, below: &Option<Summary>) -> Option<f64> {
+    ratio(above.as_ref()?.p50, below.as_ref()?.p50)
 }
 
 /// A ratio; JSON has no infinity.

@@ -2,9 +2,13 @@
 
 use std::process::{Command, Output};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use pointsman_dataplane::netlink::attribute::{
+    Messages, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, Writer,
+};
 
-use crate::NodeNet;
+use crate::{Netns, NodeNet};
 
 /// How many chains and rules a node has, built-in chains among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +36,47 @@ pub fn iptables(node: &NodeNet) -> Result<Rules> {
         rules.count(&output.stdout);
     }
     Ok(rules)
+}
+
+/// Counts nf_tables' rules and chains of all families in a namespace. Over netlink: `nft list ruleset` takes minutes
+/// for what kube-proxy makes of 10,000 Services.
+///
+/// # Errors
+/// When the kernel refuses, or the ruleset changes meanwhile.
+pub fn nftables(namespace: &Netns) -> Result<Rules> {
+    /// `NFNL_SUBSYS_NFTABLES`, as the upper byte of a message's type.
+    const SUBSYSTEM: u16 = 10 << 8;
+    /// `NFT_MSG_GETCHAIN` and `NFT_MSG_GETRULE`.
+    const CHAINS: u16 = SUBSYSTEM | 4;
+    const RULES: u16 = SUBSYSTEM | 7;
+    let counted = namespace.run(|| Ok::<_, anyhow::Error>((dumped(RULES)?, dumped(CHAINS)?)))?;
+    let (rules, chains) = counted.context("counting nf_tables' rules and chains")?;
+    Ok(Rules { rules, chains })
+}
+
+/// How many objects a dump has.
+fn dumped(request: u16) -> Result<u64> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    let mut writer = Writer::default();
+    let begun = writer.message(request, NLM_F_REQUEST | NLM_F_DUMP, 1, 0, 0);
+    writer.end_message(begun);
+    socket.send_to(writer.bytes(), &SocketAddr::new(0, 0), 0)?;
+    let mut count = 0;
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        for message in Messages(&datagram) {
+            ensure!(
+                message.flags & NLM_F_DUMP_INTR == 0,
+                "the ruleset changed meanwhile"
+            );
+            match message.kind {
+                NLMSG_DONE => return Ok(count),
+                NLMSG_ERROR => bail!("the kernel refused it with error {}", message.error()),
+                _ => count += 1,
+            }
+        }
+    }
 }
 
 impl Rules {

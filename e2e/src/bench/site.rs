@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::{Backends, Contest, Observer, Writer};
+use super::{Backends, Commits, Contest, Observer, Writer};
 use crate::{
     ControlPlane, Fabric, Installation, NodeNet, Operator, Options, Pod, Toolchain, network::CLUSTER_CIDRS,
 };
@@ -99,6 +99,10 @@ impl<'a> Site<'a> {
         Ok(Bed {
             site: self,
             kubeconfig: self.installation.agent_kubeconfig(&node)?,
+            commits: match contest.is_told() {
+                true => Some(Commits::listen(node.namespace())?),
+                false => None,
+            },
             observer: Observer::new(pod.namespace()),
             _pod: pod,
             node,
@@ -115,6 +119,8 @@ pub struct Bed<'a> {
     pub(super) kubeconfig: PathBuf,
     /// A client in a pod on the node.
     pub observer: Observer,
+    /// Listens to the node's nf_tables, in a contest where both use it.
+    pub commits: Option<Commits>,
     _pod: Pod,
     /// The node.
     pub node: NodeNet,

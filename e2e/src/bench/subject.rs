@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::Bed;
+use super::{Bed, Size};
 use crate::{
     Agent, IptablesVariant, Netns, Peer, PeerMode, PeerOptions, Process, Program, agent::Source, http,
 };
@@ -69,6 +69,30 @@ impl Contest {
         }
     }
 
+    /// Both in nftables mode.
+    #[must_use]
+    pub fn nftables() -> Self {
+        Self {
+            mode: "NFTables",
+            peer_mode: PeerMode::Nftables,
+            ..Self::iptables(IptablesVariant::Nft)
+        }
+    }
+
+    /// Whether the kernel tells of every change of the rules.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.peer_mode == PeerMode::Nftables
+    }
+
+    /// How many changes are timed. One of kube-proxy's takes seconds in nftables mode with thousands of Services.
+    #[must_use]
+    pub fn changes(&self, subject: Subject, size: Size, asked: usize) -> usize {
+        const FEW: usize = 5;
+        let is_slow = subject == Subject::Peer && self.is_told() && size.services >= 5000;
+        if is_slow { asked.min(FEW) } else { asked }
+    }
+
     /// The variant's name.
     #[must_use]
     pub fn variant_name(&self) -> &'static str {
@@ -81,7 +105,10 @@ impl Contest {
 
 impl fmt::Display for Contest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}, {}", self.mode, self.variant_name())
+        match self.is_told() {
+            true => formatter.write_str(self.mode),
+            false => write!(formatter, "{}, {}", self.mode, self.variant_name()),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Run, Side};
+use super::{Run, Side, alone::Alone};
 
 /// The figures side by side, a line each.
 #[must_use]
@@ -22,6 +22,21 @@ pub fn render(run: &Run) -> String {
             "change to kernel p99, ms",
             |side| side.change_ms.p99,
             ratios.change_ms_p99,
+        ),
+        Row(
+            "change to commit p50, ms",
+            |side| side.change_commit_ms.map_or(f64::NAN, |commit| commit.p50),
+            ratios.change_commit_ms_p50,
+        ),
+        Row(
+            "change to commit p99, ms",
+            |side| side.change_commit_ms.map_or(f64::NAN, |commit| commit.p99),
+            None,
+        ),
+        Row(
+            "10 to 250 endpoints p50, ms",
+            |side| side.scale_up_commit_ms.map_or(f64::NAN, |commit| commit.p50),
+            ratios.scale_up_commit_ms_p50,
         ),
         Row(
             "CPU per change, ms",
@@ -86,8 +101,13 @@ pub fn render(run: &Run) -> String {
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
-        "{} Services x {} endpoints, {}, iptables {}; {} changes",
-        run.services, run.endpoints_per_service, run.mode, run.variant, ours.change_ms.samples
+        "{} Services x {} endpoints, {}, iptables {}; {} and {} changes",
+        run.services,
+        run.endpoints_per_service,
+        run.mode,
+        run.variant,
+        ours.change_ms.samples,
+        peer.change_ms.samples
     );
     let _ = writeln!(
         out,
@@ -96,13 +116,16 @@ pub fn render(run: &Run) -> String {
     );
     for Row(name, figure, ratio) in rows {
         let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.1}x"));
+        if figure(ours).is_nan() {
+            continue;
+        }
         let (ours, peer) = (number(figure(ours)), number(figure(peer)));
         let _ = writeln!(out, "{name:<30}{ours:>14}{peer:>14}{ratio:>9}");
     }
     if let (Some(bytes), Some(objects)) = (ours.kernel_bytes_per_change, ours.kernel_objects_per_change) {
         let _ = writeln!(
             out,
-            "Pointsman hands {bytes:.0} bytes ({objects:.1} rules and chains) to iptables-restore for a change"
+            "Pointsman hands {bytes:.0} bytes ({objects:.1} objects) to the kernel for a change"
         );
     }
     let disturbed = ours.load_average.max(peer.load_average);
@@ -115,6 +138,28 @@ pub fn render(run: &Run) -> String {
     out
 }
 
+/// Ours alone, in lines.
+#[must_use]
+pub fn render_alone(alone: &Alone) -> String {
+    format!(
+        "{} Services x {} endpoints, Pointsman alone from files: full sync {:.0} ms (with start and reading {:.0} ms, {} \
+         commits), change p50 {:.1} ms and p99 {:.1} ms (of it 20 ms for the file to be quiet), CPU per change {:.2} ms, \
+         peak memory {:.1} MiB, {} rules, {} chains",
+        alone.services,
+        alone.endpoints_per_service,
+        alone.own_metric_ms.unwrap_or_default(),
+        alone.start_to_last_commit_ms,
+        alone.commits,
+        alone.change_ms.p50,
+        alone.change_ms.p99,
+        alone.cpu_ms_per_change,
+        alone.peak_rss_mb,
+        alone.rules,
+        alone.chains
+    )
+}
+
+/// A figure that is not a number was not measured in this mode.
 struct Row<'a>(&'a str, fn(&Side) -> f64, Option<f64>);
 
 /// As many decimals as the size calls for.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use pointsman_e2e::{
     IptablesVariant,
-    bench::{self, Contest, Plan, size, table},
+    bench::{self, Contest, Plan, size, table, targets},
     toolchain::target_directory,
 };
 
@@ -19,6 +19,7 @@ Examples:
   make bench
   make bench SIZES=\"1000x10 5000x10\"
   make bench SIZES=1000x10 VARIANT=nft
+  make bench BENCH=nftables SIZES=\"100x10 1000x10 10000x10\"
   make bench SIZES=1000x10 VARIANT=legacy,nft CHANGES=100";
 
 /// Measures Pointsman's agent beside kube-proxy on this machine: same API server, same objects, same observer. Needs
@@ -33,6 +34,10 @@ struct Args {
     /// Numbers of Services and of endpoints each.
     #[arg(long, value_name = "NxM ...", default_value = "100x10 1000x10")]
     sizes: String,
+
+    /// In mode NFTables, sizes for ours alone, read from files.
+    #[arg(long, env = "ALONE", value_name = "NxM ...", default_value = "50000x5")]
+    alone: String,
 
     /// Which iptables the nodes have. With nft and 10,000 Services kube-proxy needs minutes for its first sync.
     #[arg(long, env = "VARIANT", value_enum, value_delimiter = ',', default_values_t = [Variant::Legacy])]
@@ -56,6 +61,8 @@ struct Args {
 enum Bench {
     /// Both in iptables mode.
     Iptables,
+    /// Both in nftables mode; VARIANT means nothing.
+    Nftables,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -72,17 +79,26 @@ fn main() -> Result<()> {
         Some(folder) => folder,
         None => target_directory()?.join("bench"),
     };
-    let (name, contest): (_, fn(IptablesVariant) -> Contest) = match args.bench {
-        Bench::Iptables => ("iptables", Contest::iptables),
-    };
-    let contests = args.variant.iter().map(|variant| Contest {
-        peer_min_sync_period: Duration::from_millis(args.peer_min_sync_period_ms),
-        ..contest(match variant {
+    let of_variant = |variant: &Variant| {
+        Contest::iptables(match variant {
             Variant::Legacy => IptablesVariant::Legacy,
             Variant::Nft => IptablesVariant::Nft,
         })
+    };
+    let (name, contests): (_, Vec<Contest>) = match args.bench {
+        Bench::Iptables => ("iptables", args.variant.iter().map(of_variant).collect()),
+        Bench::Nftables => ("nftables", vec![Contest::nftables()]),
+    };
+    let contests = contests.into_iter().map(|contest| Contest {
+        peer_min_sync_period: Duration::from_millis(args.peer_min_sync_period_ms),
+        ..contest
     });
+    let is_alone = matches!(args.bench, Bench::Nftables) && !args.alone.trim().is_empty();
     let plan = Plan {
+        alone: match is_alone {
+            true => size::parse_list(&args.alone).context("--alone")?,
+            false => Vec::new(),
+        },
         bench: name.to_owned(),
         sizes: size::parse_list(&args.sizes).context("--sizes")?,
         contests: contests.collect(),
@@ -90,9 +106,15 @@ fn main() -> Result<()> {
     };
     let began = Instant::now();
     let progress = |line: &str| eprintln!("[{:>6.1} s] {line}", began.elapsed().as_secs_f64());
-    bench::run(&plan, &folder, &progress, |run| {
+    let file = bench::run(&plan, &folder, &progress, |run| {
         writeln!(stdout(), "\n{}", table::render(run)).context("writing the table")
     })?;
+    for alone in &file.alone {
+        writeln!(stdout(), "{}\n", table::render_alone(alone))?;
+    }
+    if !file.targets.is_empty() {
+        writeln!(stdout(), "{}\n", targets::render(&file.targets))?;
+    }
     writeln!(stdout(), "{}", folder.join(format!("{name}.json")).display())?;
     Ok(())
 }
