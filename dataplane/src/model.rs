@@ -11,6 +11,7 @@ mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trace;
+mod weight;
 
 pub use compile::{Compiled, HealthCheck, compile};
 pub use context::{Context, DetectLocal, LocalTraffic, NodeFacts, NodePortAddresses, Settings};
@@ -23,3 +24,4 @@ pub use names::{Family, Protocol, ServiceName, ServicePortName};
 pub use problem::Problem;
 pub use table::{Change, Diff, ForwardingTable};
 pub use trace::{Ingress, Packet, Target, Verdict};
+pub use weight::{MAX_WEIGHT, Weight, Weights};

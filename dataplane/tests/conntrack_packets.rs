@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use pointsman_dataplane::conntrack::{Cleaner, Ctnetlink, Entry, Filter, Progress};
 use pointsman_dataplane::iptables::Variant;
 use pointsman_dataplane::model::{
-    Endpoint, EndpointPort, EndpointSlice, Family, Protocol, Service, TrafficPolicy, compile,
+    Endpoint, EndpointPort, EndpointSlice, Family, Protocol, Service, TrafficPolicy, Weight, compile,
 };
 
 use support::namespace::Namespace;
@@ -103,6 +103,7 @@ impl Site {
             unplaced: false,
             for_nodes: None,
             for_zones: None,
+            weight: Weight::Usual,
         }
     }
 

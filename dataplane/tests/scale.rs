@@ -20,7 +20,7 @@ use pointsman_dataplane::backend::Backend;
 use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
 use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, Protocol, Service, ServiceName,
-    ServicePort, compile,
+    ServicePort, Weight, compile,
 };
 use pointsman_dataplane::nftables::Nftables;
 
@@ -63,6 +63,7 @@ fn set(table: &mut ForwardingTable, diff: &mut Diff, at: u32, endpoints: u32) {
                 unplaced: false,
                 for_nodes: None,
                 for_zones: None,
+                weight: Weight::Usual,
             })
             .collect(),
     };

@@ -254,8 +254,8 @@ pub(super) fn sources(ranges: &[IpNet], rules: &mut Rules) {
     rules.push(format_args!("-j ACCEPT"));
 }
 
-/// The choice of an endpoint: with affinity the one that remembers the client; otherwise of `k` that are left the next
-/// gets one connection in `k`, so that all get the same share. Remote endpoints are translated to at once; those that
+/// The choice of an endpoint: with affinity the one that remembers the client; otherwise the next gets its share of what
+/// is left, with equal shares one connection in `k` where `k` are left. Remote endpoints are translated to at once; those that
 /// have more to do have a chain.
 pub(super) fn pool(key: &PoolKey, pool: &Pool, family: Family, rules: &mut Rules) {
     let protocol = key.owner.protocol;
@@ -269,9 +269,10 @@ pub(super) fn pool(key: &PoolKey, pool: &Pool, family: Family, rules: &mut Rules
             ));
         }
     }
-    let count = pool.endpoints.len();
-    for (at, endpoint) in pool.endpoints.iter().enumerate() {
-        let share = Share(count - at);
+    let mut left = pool.endpoints.iter().map(|it| u32::from(it.share)).sum();
+    for endpoint in &pool.endpoints {
+        let share = Share(endpoint.share.into(), left);
+        left = left.saturating_sub(endpoint.share.into());
         if has_chain(pool, endpoint) {
             let chain = Chain::endpoint(key, endpoint.address);
             rules.push(format_args!("-p {protocol}{share} -j {chain}"));

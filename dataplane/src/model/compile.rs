@@ -107,7 +107,13 @@ pub fn compile<'a>(
             let candidates = if service.direct_access {
                 Candidates::default()
             } else {
-                Candidates::of(&owner, family, slices.clone(), context.node.zone.as_deref())
+                Candidates::of(
+                    &owner,
+                    family,
+                    slices.clone(),
+                    &service.weights,
+                    context.node.zone.as_deref(),
+                )
             };
             local_ready
                 .entry(family)

@@ -10,13 +10,18 @@ use std::{
 use super::frontend::PoolEndpoint;
 use super::input::{Endpoint, EndpointSlice, TrafficPolicy};
 use super::names::{Family, ServicePortName};
+use super::weight::{Weights, share};
 
 /// The endpoints of one Service port in one family.
 ///
 /// While an endpoint moves from one slice to another both may have it: what is true in one of them counts, so that the
 /// order of slices does not matter.
 #[derive(Debug, Default)]
-pub(super) struct Candidates(BTreeMap<SocketAddr, Candidate>);
+pub(super) struct Candidates {
+    able: BTreeMap<SocketAddr, Candidate>,
+    /// Those with weight 0. They get no new connection, as if they were not there, and keep what they have.
+    resting: BTreeMap<SocketAddr, Candidate>,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Candidate {
@@ -30,6 +35,8 @@ struct Candidate {
     hinted: [bool; 2],
     /// Whether this node is, and its zone is, among them.
     meant: [bool; 2],
+    /// The largest weight that a slice, or the Service, gives it.
+    weight: Option<u8>,
 }
 
 /// Indices of [`Candidate::hinted`] and [`Candidate::meant`].
@@ -37,24 +44,28 @@ const NODE: usize = 0;
 const ZONE: usize = 1;
 
 impl Candidates {
-    /// Those of the slices' ports that have the Service port's name and protocol. `zone` is this node's.
+    /// Those of the slices' ports that have the Service port's name and protocol. `weights` are the Service's, `zone` is
+    /// this node's.
     pub(super) fn of<'a>(
         owner: &ServicePortName,
         family: Family,
         slices: impl IntoIterator<Item = &'a EndpointSlice>,
+        weights: &Weights,
         zone: Option<&str>,
     ) -> Self {
-        let mut found = Self::default();
+        let mut found: BTreeMap<_, Candidate> = BTreeMap::new();
         for (address, endpoint) in named(owner, family, slices) {
-            found.0.entry(address).or_default().take_in(endpoint, zone);
+            let weight = weights.of(&endpoint.weight);
+            found.entry(address).or_default().take_in(endpoint, weight, zone);
         }
-        found.0.retain(|_, it| it.ready || it.terminating);
-        found
+        found.retain(|_, it| it.ready || it.terminating);
+        let (resting, able) = found.into_iter().partition(|(_, it)| it.weight == Some(0));
+        Self { able, resting }
     }
 
     /// Whether nobody anywhere could get a connection.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.able.is_empty()
     }
 
     /// Policy Cluster: the ready ones that hints allow; when none is ready, those that serve while they terminate.
@@ -69,19 +80,21 @@ impl Candidates {
         self.choose(|it| it.ready && it.local, |it| it.terminating && it.local)
     }
 
-    /// Those that serve while they terminate and were not chosen, because others are ready: what they have, they keep.
+    /// Those that have weight 0, or serve while they terminate, and were not chosen: what they have, they keep.
     pub(super) fn draining(&self, policy: TrafficPolicy, chosen: &[PoolEndpoint]) -> Box<[SocketAddr]> {
         let of_policy = |it: &Candidate| policy == TrafficPolicy::Cluster || it.local;
         let is_chosen = |address: &SocketAddr| chosen.binary_search_by_key(address, |it| it.address).is_ok();
-        let all = self.0.iter().filter(|(_, it)| it.terminating && of_policy(it));
-        all.map(|(address, _)| *address)
-            .filter(|address| !is_chosen(address))
-            .collect()
+        let terminating = self.able.iter().filter(|(_, it)| it.terminating);
+        let all = terminating.chain(&self.resting).filter(|(_, it)| of_policy(it));
+        let addresses = all.map(|(address, _)| *address);
+        let mut addresses: Vec<_> = addresses.filter(|address| !is_chosen(address)).collect();
+        addresses.sort_unstable();
+        addresses.into()
     }
 
     /// The addresses of this node's ready endpoints: those that a load balancer's health check counts.
     pub(super) fn local_ready(&self) -> impl Iterator<Item = IpAddr> {
-        let local = self.0.iter().filter(|(_, it)| it.ready && it.local);
+        let local = self.able.iter().filter(|(_, it)| it.ready && it.local);
         local.map(|(address, _)| address.ip())
     }
 
@@ -91,22 +104,27 @@ impl Candidates {
         fallback: impl Fn(&Candidate) -> bool,
     ) -> Box<[PoolEndpoint]> {
         let all = |choice: &dyn Fn(&Candidate) -> bool| -> Box<[PoolEndpoint]> {
-            let chosen = self.0.iter().filter(|(_, it)| choice(it));
+            let chosen = self.able.iter().filter(|(_, it)| choice(it));
             chosen
                 .map(|(&address, it)| PoolEndpoint {
                     address,
                     local: it.may_be_here,
+                    share: it.weight.unwrap_or(1),
                 })
                 .collect()
         };
-        let chosen = all(&first);
-        if chosen.is_empty() { all(&fallback) } else { chosen }
+        let mut chosen = all(&first);
+        if chosen.is_empty() {
+            chosen = all(&fallback);
+        }
+        share(&mut chosen);
+        chosen
     }
 
     /// Which hints count: those that every ready endpoint has, and of which some are for us; nodes before zones
     /// (KEP-4444, KEP-3015).
     fn topology(&self) -> Option<usize> {
-        let ready = || self.0.values().filter(|it| it.ready);
+        let ready = || self.able.values().filter(|it| it.ready);
         [NODE, ZONE]
             .into_iter()
             .find(|&by| ready().all(|it| it.hinted[by]) && ready().any(|it| it.meant[by]))
@@ -114,7 +132,8 @@ impl Candidates {
 }
 
 impl Candidate {
-    fn take_in(&mut self, endpoint: &Endpoint, zone: Option<&str>) {
+    fn take_in(&mut self, endpoint: &Endpoint, weight: Option<u8>, zone: Option<&str>) {
+        self.weight = self.weight.max(weight);
         self.ready |= endpoint.ready;
         self.terminating |= !endpoint.ready && endpoint.serving && endpoint.terminating;
         self.local |= endpoint.local;

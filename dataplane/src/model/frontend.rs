@@ -177,7 +177,8 @@ pub struct Pool {
     /// How long a client keeps its endpoint after its last new connection, in seconds. What is remembered belongs to
     /// the Service port: both of its pools share it.
     pub affinity: Option<u32>,
-    /// UDP only, sorted: endpoints that get no new flows because they terminate, but still serve those that they have.
+    /// UDP only, sorted: endpoints that get no new flows because they terminate or have weight 0, but still serve those
+    /// that they have.
     pub draining: Box<[SocketAddr]>,
 }
 
@@ -188,4 +189,7 @@ pub struct PoolEndpoint {
     pub address: SocketAddr,
     /// Whether it runs on this node, or nothing says where: it can call itself through the Service (hairpin).
     pub local: bool,
+    /// How many connections it gets while an endpoint with share 1 gets one: 1 to 100, 1 where all get the same. Those of
+    /// a pool have no common divisor.
+    pub share: u8,
 }

@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::names::{Family, Protocol, ServiceName};
+use super::weight::{Weight, Weights};
 
 /// A Service that a proxy forwards: not headless, not an ExternalName.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Service {
     /// Annotation `networking.alpha.kubernetes.io/direct-access: "true"`: clients go to the pods directly, and
     /// every frontend refuses.
     pub direct_access: bool,
+    /// Annotation `pointsman.dev/weights`.
+    pub weights: Weights,
 }
 
 /// Which endpoints a frontend may use (KEP-2086 and `spec.externalTrafficPolicy`).
@@ -107,4 +110,6 @@ pub struct Endpoint {
     pub for_nodes: Option<bool>,
     /// `hints.forZones`; none when there are none. Shared by the endpoints of a slice that have the same.
     pub for_zones: Option<Arc<[Arc<str>]>>,
+    /// What says which share of connections it gets.
+    pub weight: Weight,
 }

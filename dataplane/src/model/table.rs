@@ -446,6 +446,9 @@ fn pool_digest(key: &PoolKey, pool: &Pool) -> u128 {
     for endpoint in &pool.endpoints {
         text.push(' ');
         text.push_str(&endpoint.address.to_string());
+        if endpoint.share != 1 {
+            text.push_str(&format!("*{}", endpoint.share));
+        }
     }
     digest(&text)
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::{
     Context, Endpoint, EndpointPort, EndpointSlice, Family, NodeFacts, NodePortAddresses, Protocol, Service,
-    ServiceName, ServicePort, Settings, TrafficPolicy,
+    ServiceName, ServicePort, Settings, TrafficPolicy, Weight, Weights,
 };
 
 pub(super) fn ip(text: &str) -> IpAddr {
@@ -29,6 +29,7 @@ pub(super) fn service(name: &str, cluster_ips: &[&str]) -> Service {
         source_ranges: None,
         health_check_port: None,
         direct_access: false,
+        weights: Weights::default(),
     }
 }
 
@@ -64,6 +65,7 @@ pub(super) fn ready(address: &str) -> Endpoint {
         for_nodes: None,
         unplaced: false,
         for_zones: None,
+        weight: Weight::Usual,
     }
 }
 

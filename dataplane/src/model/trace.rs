@@ -34,7 +34,7 @@ pub enum Ingress {
 /// What becomes of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// One of these gets the connection, all with the same chance.
+    /// One of these gets the connection, each with a chance by its share.
     Balance(Vec<Target>),
     /// It is refused.
     Reject,
@@ -51,6 +51,8 @@ pub struct Target {
     pub address: SocketAddr,
     /// Whether it sees the node's address as the source.
     pub masqueraded: bool,
+    /// How many connections it gets while one with share 1 gets one.
+    pub share: u8,
 }
 
 impl ForwardingTable {
@@ -118,6 +120,7 @@ impl ForwardingTable {
         let target = |endpoint: &PoolEndpoint| Target {
             address: endpoint.address,
             masqueraded: masquerade || (endpoint.local && endpoint.address.ip() == packet.source),
+            share: endpoint.share,
         };
         Verdict::Balance(endpoints.iter().map(target).collect())
     }

@@ -229,8 +229,9 @@ impl Found {
             slots.push(Slot { endpoint, member });
         }
         // What a change that was not finished left behind would be in the way of the next one.
+        let members: HashSet<_> = slots.iter().filter_map(|slot| slot.member).collect();
         let remembered = if affinity.is_some() { slots.len() } else { 0 };
-        if self.counts.get(&id).copied().unwrap_or_default() != [remembered; 2] {
+        if self.counts.get(&id).copied().unwrap_or_default() != [remembered, members.len()] {
             return None;
         }
         let slots = Slots::read(id, affinity, slots);

@@ -1,4 +1,5 @@
-//! A pool's slots: which endpoint is at which, so that a change moves as few as possible. Pure.
+//! A pool's slots: which endpoint is at which, so that a change moves as few as possible. An endpoint has as many as
+//! its share says. Pure.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +26,8 @@ pub(super) struct Slots {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) endpoint: SocketAddr,
-    /// With affinity, the endpoint's member.
+    /// With affinity, the endpoint's member: the same in all of its slots, so that who is remembered stays whatever
+    /// becomes of them.
     pub(super) member: Option<u16>,
 }
 
@@ -101,7 +103,7 @@ impl Slots {
     }
 
     /// Takes in what the model has, or that the pool is gone, and notes what is to be written. Endpoints that stay keep
-    /// their slot, unless it is behind the end.
+    /// their slots, as many as they still have a right to, unless they are behind the end.
     pub(super) fn change(&mut self, pool: Option<&Pool>, stages: &mut Stages) {
         let before = std::mem::take(&mut self.slots);
         let had_affinity = self.affinity.is_some();
@@ -114,20 +116,24 @@ impl Slots {
             .filter(|_| wanted.len() <= usize::from(LAST_MEMBER));
         let keeps_members = self.affinity.is_some();
 
-        let old: HashMap<SocketAddr, (usize, Option<u16>)> = before
+        let mut known: HashMap<SocketAddr, u16> = before
             .iter()
-            .enumerate()
-            .map(|(at, slot)| (slot.endpoint, (at, slot.member)))
+            .filter_map(|slot| Some((slot.endpoint, slot.member?)))
             .collect();
-        let mut slots: Vec<Option<SocketAddr>> = vec![None; wanted.len()];
-        let mut homeless = Vec::new();
-        for endpoint in wanted {
-            match old.get(&endpoint.address).and_then(|(at, _)| slots.get_mut(*at)) {
-                Some(place) if place.is_none() => *place = Some(endpoint.address),
-                _ => homeless.push(endpoint.address),
+        let mut missing: HashMap<SocketAddr, u8> = wanted.iter().map(|it| (it.address, it.share)).collect();
+        let count = wanted.iter().map(|it| usize::from(it.share)).sum();
+        let mut slots: Vec<Option<SocketAddr>> = vec![None; count];
+        for (place, slot) in slots.iter_mut().zip(&before) {
+            if let Some(missing) = missing.get_mut(&slot.endpoint).filter(|missing| **missing > 0) {
+                *missing -= 1;
+                *place = Some(slot.endpoint);
             }
         }
-        let mut homeless = homeless.into_iter();
+        let homeless = wanted.iter().flat_map(|it| {
+            let missing = missing.get(&it.address).copied().unwrap_or_default();
+            std::iter::repeat_n(it.address, missing.into())
+        });
+        let mut homeless = homeless.collect::<Vec<_>>().into_iter();
         let slots = slots
             .into_iter()
             .filter_map(|slot| slot.or_else(|| homeless.next()));
@@ -143,8 +149,11 @@ impl Slots {
         let slots: Vec<SocketAddr> = slots.collect();
         for endpoint in slots {
             let member = if keeps_members {
-                let known = old.get(&endpoint).and_then(|(_, member)| *member);
-                known.or_else(|| self.free_member(&mut used))
+                let member = known.get(&endpoint).copied();
+                let member = member.or_else(|| self.free_member(&mut used));
+                member.inspect(|member| {
+                    known.insert(endpoint, *member);
+                })
             } else {
                 None
             };
@@ -214,11 +223,13 @@ impl Slots {
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         let id = self.id;
         let slots = self.slots.iter().enumerate();
+        let mut told = HashSet::new();
         slots.flat_map(move |(at, slot)| {
             let at = u32::try_from(at).unwrap_or(u32::MAX);
             let member = slot.member.map(|member| of_member(member, id));
             let endpoint = Entry::Endpoint(id, at, slot.endpoint);
             let stable = member.map(|member| Entry::Stable(id, at, member));
+            let member = member.filter(|member| told.insert(*member));
             let member = member.map(|member| Entry::Member(member, slot.endpoint));
             std::iter::once(endpoint).chain(stable).chain(member)
         })

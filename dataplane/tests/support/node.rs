@@ -8,7 +8,7 @@ use pointsman_dataplane::backend::{Backend, Observed, Report};
 use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
 use pointsman_dataplane::model::{
     Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, NodeFacts,
-    NodePortAddresses, Protocol, Service, ServiceName, ServicePort, Settings, compile,
+    NodePortAddresses, Protocol, Service, ServiceName, ServicePort, Settings, Weight, compile,
 };
 use pointsman_dataplane::nftables::Nftables;
 
@@ -238,6 +238,7 @@ impl Node {
                     for_nodes: None,
                     unplaced: false,
                     for_zones: None,
+                    weight: Weight::Usual,
                 })
                 .collect(),
         };

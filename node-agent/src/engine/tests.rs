@@ -4,7 +4,7 @@ use pointsman_crds::ProxyPolicySpec;
 use pointsman_dataplane::backend::{Error, Observed, Report};
 use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey, Protocol, Service,
-    ServiceName, ServicePort,
+    ServiceName, ServicePort, Weight,
 };
 use pointsman_dataplane::netlink::ruleset::Touched;
 use tokio::sync::mpsc::{Sender, channel};
@@ -254,6 +254,7 @@ fn endpoints(lasts: &[u8]) -> Event {
         for_nodes: None,
         unplaced: false,
         for_zones: None,
+        weight: Weight::Usual,
     };
     let slice = EndpointSlice {
         family: Family::V4,

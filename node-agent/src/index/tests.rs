@@ -1,4 +1,4 @@
-use pointsman_dataplane::model::{Endpoint, EndpointPort, Family, Protocol, ServicePort};
+use pointsman_dataplane::model::{Endpoint, EndpointPort, Family, Protocol, ServicePort, Weight};
 
 use super::*;
 
@@ -36,6 +36,7 @@ fn slice(owner: &str, last: u8) -> Parsed<(ServiceName, EndpointSlice)> {
         for_nodes: None,
         unplaced: false,
         for_zones: None,
+        weight: Weight::Usual,
     };
     let port = EndpointPort {
         name: "".into(),

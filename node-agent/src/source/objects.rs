@@ -8,6 +8,7 @@ mod node;
 mod service;
 mod service_cidr;
 mod slice;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -36,7 +37,12 @@ const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The annotations that are read.
-const ANNOTATIONS: [&str; 2] = [DIRECT_ACCESS_ANNOTATION, TRIGGER_ANNOTATION];
+const ANNOTATIONS: [&str; 4] = [
+    DIRECT_ACCESS_ANNOTATION,
+    TRIGGER_ANNOTATION,
+    weights::SERVICE_ANNOTATION,
+    weights::SLICE_ANNOTATION,
+];
 
 /// Reads metadata without its managed fields, owner references and the annotations that mean nothing here.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {

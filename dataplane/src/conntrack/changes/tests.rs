@@ -2,7 +2,7 @@ use super::super::entry::testing::entry;
 use super::*;
 use crate::model::{
     Context, Endpoint, EndpointPort, EndpointSlice, NodePortAddresses, Service, ServiceName, ServicePort,
-    compile,
+    Weight, compile,
 };
 
 fn context(reset_removed: bool) -> Context {
@@ -49,6 +49,7 @@ fn slice(ready: &[&str], terminating: &[&str]) -> EndpointSlice {
         unplaced: false,
         for_nodes: None,
         for_zones: None,
+        weight: Weight::Usual,
     };
     let ready = ready.iter().map(|address| endpoint(address, true));
     EndpointSlice {

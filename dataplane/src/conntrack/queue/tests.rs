@@ -7,7 +7,7 @@ use super::super::entry::testing::entry;
 use super::*;
 use crate::model::{
     Action, Context, Destination, Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey,
-    NodePortAddresses, PortKey, Service, ServiceName, ServicePort, TrafficPolicy, compile,
+    NodePortAddresses, PortKey, Service, ServiceName, ServicePort, TrafficPolicy, Weight, compile,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -314,6 +314,7 @@ impl World {
                     unplaced: false,
                     for_nodes: None,
                     for_zones: None,
+                    weight: Weight::Usual,
                 })
                 .collect(),
         };

@@ -12,6 +12,7 @@ fn pools(endpoints: &[&str]) -> Allowed {
     let endpoints = endpoints.iter().map(|text| PoolEndpoint {
         address: text.parse().unwrap(),
         local: false,
+        share: 1,
     });
     let pool = Pool {
         endpoints: endpoints.collect(),

@@ -1,6 +1,6 @@
 //! A kernel of maps: takes iptables-restore's input, refuses what the kernel refuses, and walks packets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ use crate::iptables::observe::Saved;
 use crate::iptables::plan::BothSaved;
 use crate::model::{Ingress, Packet, Target, Verdict};
 
-/// Where the rules leave a packet.
+/// Where the rules leave a packet. Shares are not known before all ways are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     Translated(Target),
@@ -108,22 +108,20 @@ impl Kernel {
             Ingress::Host => ("OUTPUT", "OUTPUT"),
             Ingress::Interface(_) => ("PREROUTING", "INPUT"),
         };
-        let mut reached = BTreeSet::new();
-        self.chain(Table::Nat, nat, packet, false, &mut reached);
+        let mut reached = BTreeMap::new();
+        self.chain(Table::Nat, nat, packet, (false, 1.0), &mut reached);
         if reached.is_empty() {
-            self.chain(Table::Filter, filter, packet, false, &mut reached);
+            self.chain(Table::Filter, filter, packet, (false, 1.0), &mut reached);
         }
-        let targets: Vec<Target> = reached
+        let chances: Vec<(Target, f64)> = reached
             .iter()
-            .filter_map(|end| {
-                if let End::Translated(target) = end {
-                    Some(*target)
-                } else {
-                    None
-                }
+            .filter_map(|(end, chance)| match end {
+                End::Translated(target) => Some((*target, *chance)),
+                End::Refused | End::Dropped => None,
             })
             .collect();
-        match (targets.is_empty(), reached.iter().next()) {
+        let targets = shares(&chances);
+        match (targets.is_empty(), reached.keys().next()) {
             (true, Some(End::Refused)) => Verdict::Reject,
             (true, Some(End::Dropped)) => Verdict::Drop,
             (true, _) => Verdict::Pass,
@@ -134,57 +132,81 @@ impl Kernel {
         }
     }
 
-    /// Walks one chain. Gives the mark that the packet has when it comes back, or nothing when it does not. What a
-    /// packet may reach by chance is all in `reached`.
+    /// Walks one chain, with a packet that is marked or not and gets here by some chance. Gives the same when it comes
+    /// back, or nothing when it does not. What it may reach is all in `reached`, with its chance.
     fn chain(
         &self,
         table: Table,
         chain: &str,
         packet: &Packet,
-        mut marked: bool,
-        reached: &mut BTreeSet<End>,
-    ) -> Option<bool> {
+        (mut marked, mut chance): (bool, f64),
+        reached: &mut BTreeMap<End, f64>,
+    ) -> Option<(bool, f64)> {
         for rule in &self.0[table as usize][chain] {
             if !matches(rule, packet) {
                 continue;
             }
-            // A client that an endpoint remembers is one more way to get to it.
+            // A client that an endpoint remembers is one more way to get to it, but says nothing about others.
             let by_chance = rule.contains("--probability") || rule.contains("--rcheck");
+            let taken = match rule.split_once("--probability ") {
+                Some((_, rest)) => chance * rest.split(' ').next().unwrap().parse::<f64>().unwrap(),
+                None if by_chance => 0.0,
+                None => chance,
+            };
+            chance -= taken;
             match target(rule).unwrap() {
-                "RETURN" => return Some(marked),
-                "MARK" => marked = true,
+                "RETURN" => return Some((marked, taken)),
+                "MARK" => (marked, chance) = (true, taken),
                 "ACCEPT" => return None,
                 "REJECT" => {
-                    reached.insert(End::Refused);
+                    reached.insert(End::Refused, taken);
                     return None;
                 }
                 "DROP" => {
-                    reached.insert(End::Dropped);
+                    reached.insert(End::Dropped, taken);
                     return None;
                 }
                 "DNAT" => {
                     let address = rule.rsplit(' ').next().unwrap().parse().unwrap();
-                    reached.insert(End::Translated(Target {
+                    let target = Target {
                         address,
                         masqueraded: marked,
-                    }));
+                        share: 0,
+                    };
+                    *reached.entry(End::Translated(target)).or_default() += taken;
                     if !by_chance {
                         return None;
                     }
                 }
                 next => {
-                    let back = self.chain(table, next, packet, marked, reached);
+                    let back = self.chain(table, next, packet, (marked, taken), reached);
                     if !by_chance {
-                        marked = back?;
+                        (marked, chance) = back?;
                         if rule.contains(" -g ") {
-                            return Some(marked);
+                            return Some((marked, chance));
                         }
                     }
                 }
             }
         }
-        Some(marked)
+        Some((marked, chance))
     }
+}
+
+/// The smallest whole numbers that are to each other as the chances are.
+fn shares(chances: &[(Target, f64)]) -> Vec<Target> {
+    let all: f64 = chances.iter().map(|(_, chance)| chance).sum();
+    let whole = |number: f64| (number - number.round()).abs() < 1e-4;
+    let sum = (1..2000_u16).find(|sum| {
+        let share = |chance: f64| chance / all * f64::from(*sum);
+        chances.iter().all(|(_, chance)| whole(share(*chance)))
+    });
+    let share = |chance: f64| (chance / all * f64::from(sum.unwrap())).round() as u8;
+    let targets = chances.iter().map(|(target, chance)| Target {
+        share: share(*chance),
+        ..*target
+    });
+    targets.collect()
 }
 
 fn target(rule: &str) -> Option<&str> {

@@ -11,7 +11,7 @@ use super::*;
 use crate::model::{
     Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, NodeFacts,
     NodePortAddresses, Packet, Protocol, Service, ServiceName, ServicePort, Settings, TrafficPolicy, Verdict,
-    compile,
+    Weight, Weights, compile,
 };
 use fake::Kernel;
 
@@ -62,6 +62,8 @@ struct More {
     /// Nobody in particular, other ranges than those of any packet, some packets', some packets' and the node's.
     sources: u8,
     direct_access: bool,
+    /// Of the endpoints, where slices say them.
+    weights: Option<[u8; 3]>,
 }
 
 fn more() -> impl Strategy<Value = More> {
@@ -73,14 +75,24 @@ fn more() -> impl Strategy<Value = More> {
         any::<bool>(),
         0_u8..4,
         prop::bool::weighted(0.1),
+        prop::sample::select(vec![
+            None,
+            Some([1, 1, 1]),
+            Some([9, 1, 1]),
+            Some([1, 2, 3]),
+            Some([0, 4, 4]),
+            Some([0, 0, 2]),
+            Some([100, 99, 1]),
+        ]),
     )
         .prop_map(
-            |(policies, affinity, load_balancer, sources, direct_access)| More {
+            |(policies, affinity, load_balancer, sources, direct_access, weights)| More {
                 policies,
                 affinity,
                 load_balancer,
                 sources,
                 direct_access,
+                weights,
             },
         )
 }
@@ -160,6 +172,7 @@ fn perform(op: &Op, table: &mut ForwardingTable, diff: &mut Diff) {
                 external_policy: more.policies[1],
                 affinity: more.affinity.then_some(60),
                 direct_access: more.direct_access,
+                weights: Weights::default(),
                 ports,
                 health_check_port: None,
             };
@@ -184,6 +197,9 @@ fn perform(op: &Op, table: &mut ForwardingTable, diff: &mut Diff) {
                         for_nodes: None,
                         unplaced: false,
                         for_zones: None,
+                        weight: more
+                            .weights
+                            .map_or(Weight::Usual, |weights| Weight::Given(weights[bit])),
                         local: bit == 0,
                     })
                     .collect(),

@@ -29,6 +29,7 @@ fn pool_of(endpoints: &[(&str, bool)]) -> Pool {
     let endpoint = |&(address, local): &(&str, bool)| PoolEndpoint {
         address: address.parse().unwrap(),
         local,
+        share: 1,
     };
     Pool {
         endpoints: endpoints.iter().map(endpoint).collect(),
@@ -78,12 +79,18 @@ fn a_pool_gives_equal_shares_and_local_endpoints_a_chain() {
 }
 
 #[test]
-fn every_endpoint_of_any_pool_has_the_same_share() {
-    for count in [1_usize, 2, 3, 7, 10, 99, 1000] {
+fn every_endpoint_of_any_pool_has_its_share() {
+    for (count, shares) in [1_usize, 2, 3, 7, 10, 99, 1000]
+        .into_iter()
+        .flat_map(|count| [(count, [1, 1, 1]), (count, [1, 9, 1]), (count, [100, 7, 2])])
+    {
+        let share = |at: usize| shares[at % 3];
+        let sum: u32 = (0..count).map(|at| u32::from(share(at))).sum();
         let endpoints: Box<[_]> = (0..count)
             .map(|at| PoolEndpoint {
                 address: format!("10.{}.{}.1:80", at / 256, at % 256).parse().unwrap(),
                 local: at % 5 == 0,
+                share: share(at),
             })
             .collect();
         let mut rules = Rules::default();
@@ -99,14 +106,15 @@ fn every_endpoint_of_any_pool_has_the_same_share() {
         );
         assert_eq!(rules.count(), count);
         let mut left = 1.0;
-        for rule in rules.lines() {
+        for (at, rule) in rules.lines().enumerate() {
             let probability = rule.split_once("--probability ").map_or(1.0, |(_, rest)| {
                 rest.split(' ').next().unwrap().parse::<f64>().unwrap()
             });
-            let share = left * probability;
-            left -= share;
+            let found = left * probability;
+            left -= found;
+            let wanted = f64::from(share(at)) / f64::from(sum);
             // 31 bits a rule: the shares of a thousand differ by less than a millionth of a connection.
-            assert!((share - 1.0 / count as f64).abs() < 1e-6, "{share} of {count}");
+            assert!((found - wanted).abs() < 1e-6, "{found} of {count}");
         }
         assert!(left.abs() < 1e-9, "a packet falls through: {left}");
     }
@@ -227,7 +235,7 @@ proptest! {
     #[test]
     fn rules_are_in_normal_form(count in 1_usize..300) {
         let endpoints: Box<[_]> = (0..count)
-            .map(|at| PoolEndpoint { address: format!("10.0.{}.1:80", at % 256).parse().unwrap(), local: at % 3 == 0 })
+            .map(|at| PoolEndpoint { address: format!("10.0.{}.1:80", at % 256).parse().unwrap(), local: at % 3 == 0, share: (1 + at % 7) as u8 })
             .collect();
         let mut rules = Rules::default();
         pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints, affinity: None, draining: Box::default() }, Family::V4, &mut rules);

@@ -86,17 +86,18 @@ impl fmt::Display for Comment<'_> {
     }
 }
 
-/// One connection in so many. `xt_statistic` keeps a probability as 31 bits and iptables prints it with 11 digits:
+/// So many connections of so many. `xt_statistic` keeps a probability as 31 bits and iptables prints it with 11 digits:
 /// what is written here is what comes back.
-pub(super) struct Share(pub(super) usize);
+pub(super) struct Share(pub(super) u32, pub(super) u32);
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 < 2 {
+        let Self(part, all) = *self;
+        if part >= all {
             return Ok(());
         }
         let whole = f64::from(1_u32 << 31);
-        let fixed = (whole / self.0 as f64).round();
+        let fixed = (whole * f64::from(part) / f64::from(all)).round();
         write!(
             f,
             " -m statistic --mode random --probability {:.11}",

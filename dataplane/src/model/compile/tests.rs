@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, port, ready, service, slice};
-use crate::model::{Diff, Endpoint, ForwardingTable, Protocol, Settings};
+use crate::model::{Diff, Endpoint, ForwardingTable, Protocol, Settings, Weight};
 
 fn endpoints(compiled: &Compiled) -> Vec<String> {
     compiled
@@ -566,4 +566,122 @@ fn an_endpoint_exists_as_long_as_a_slice_names_it() {
     web.direct_access = true;
     let direct = compile(&web, [&crate::model::testing::slice(&["10.0.1.1"])], &context);
     assert_eq!(direct.existing[0].1.len(), 1);
+}
+
+/// The shares of a Service's first pool.
+fn shares(compiled: &Compiled) -> Vec<(String, u8)> {
+    let pool = compiled.pools.first().map(|(_, pool)| pool);
+    let endpoints = pool.iter().flat_map(|pool| &pool.endpoints);
+    endpoints
+        .map(|it| (it.address.ip().to_string(), it.share))
+        .collect()
+}
+
+fn weighing(addresses: &[&str], weight: &Weight) -> EndpointSlice {
+    let mut slice = slice(addresses);
+    for endpoint in &mut slice.endpoints {
+        endpoint.weight = weight.clone();
+    }
+    slice
+}
+
+#[test]
+fn a_slice_weighs_its_endpoints() {
+    let web = service("web", &["10.96.0.1"]);
+    let stable = weighing(&["10.0.1.1", "10.0.1.2"], &Weight::Given(18));
+    let canary = weighing(&["10.0.1.3"], &Weight::Given(2));
+    let found = shares(&compile(&web, &[stable, canary], &context()));
+    assert_eq!(
+        found,
+        [
+            ("10.0.1.1".into(), 9),
+            ("10.0.1.2".into(), 9),
+            ("10.0.1.3".into(), 1)
+        ]
+    );
+    // Who is in two slices has the larger weight, in whatever order they come.
+    let both = [
+        weighing(&["10.0.1.1", "10.0.1.2"], &Weight::Given(3)),
+        weighing(&["10.0.1.2"], &Weight::Given(0)),
+        weighing(&["10.0.1.2", "10.0.1.3"], &Weight::Usual),
+    ];
+    let expected = [
+        ("10.0.1.1".into(), 3),
+        ("10.0.1.2".into(), 3),
+        ("10.0.1.3".into(), 1),
+    ];
+    assert_eq!(shares(&compile(&web, &both, &context())), expected);
+    assert_eq!(shares(&compile(&web, both.iter().rev(), &context())), expected);
+}
+
+#[test]
+fn a_service_weighs_its_workloads_and_slices_come_first() {
+    let mut web = service("web", &["10.96.0.1"]);
+    web.weights.add("web", 9);
+    let stable = weighing(&["10.0.1.1"], &Weight::Workload("web-6d4cf56db6".into()));
+    let other = weighing(&["10.0.1.2"], &Weight::Workload("other-6d4cf56db6".into()));
+    let slice = weighing(&["10.0.1.3"], &Weight::Given(3));
+    let found = shares(&compile(&web, &[stable, other, slice], &context()));
+    assert_eq!(
+        found,
+        [
+            ("10.0.1.1".into(), 9),
+            ("10.0.1.2".into(), 1),
+            ("10.0.1.3".into(), 3)
+        ]
+    );
+}
+
+#[test]
+fn weight_0_rests() {
+    let web = service("web", &["10.96.0.1"]);
+    let resting = weighing(&["10.0.1.2"], &Weight::Given(0));
+    let compiled = compile(&web, &[slice(&["10.0.1.1"]), resting.clone()], &context());
+    assert_eq!(endpoints(&compiled), ["10.0.1.1:8080"]);
+    assert!(compiled.pools[0].1.draining.is_empty(), "TCP");
+    // With nobody else the Service refuses, as if it had no endpoints.
+    let compiled = compile(&web, &[resting], &context());
+    assert!(compiled.pools.is_empty());
+    assert_eq!(kinds(&compiled), [(FrontendKind::ClusterIP, true)]);
+}
+
+#[test]
+fn udp_flows_stay_where_the_weight_became_0() {
+    let mut dns = service("dns", &["10.96.0.1"]);
+    dns.ports[0].protocol = Protocol::Udp;
+    let of_udp = |mut slice: EndpointSlice| {
+        slice.ports[0].protocol = Protocol::Udp;
+        slice
+    };
+    let mut terminating = of_udp(slice(&["10.0.1.1", "10.0.1.4"]));
+    terminating.endpoints[0].ready = false;
+    terminating.endpoints[0].terminating = true;
+    let resting = of_udp(weighing(&["10.0.1.0", "10.0.1.3"], &Weight::Given(0)));
+    let compiled = compile(&dns, &[terminating, resting], &context());
+    let draining: Vec<_> = compiled.pools[0]
+        .1
+        .draining
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(draining, ["10.0.1.0:8080", "10.0.1.1:8080", "10.0.1.3:8080"]);
+}
+
+#[test]
+fn a_resting_endpoint_is_nobody_for_hints_and_health_checks() {
+    let mut web = service("web", &["10.96.0.1"]);
+    web.external_policy = TrafficPolicy::Local;
+    web.health_check_port = Some(31_000);
+    let mut near = weighing(&["10.244.1.1"], &Weight::Given(0));
+    near.endpoints[0].local = true;
+    near.endpoints[0].for_zones = Some([std::sync::Arc::from("zone-a")].into());
+    let mut far = slice(&["10.244.2.1"]);
+    far.endpoints[0].for_zones = Some([std::sync::Arc::from("zone-b")].into());
+    let compiled = compile(&web, &[near, far], &context());
+    assert_eq!(
+        endpoints(&compiled),
+        ["10.244.2.1:8080"],
+        "its zone has nobody else"
+    );
+    assert_eq!(compiled.health_checks[0].1.local_endpoints, 0);
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::model::testing::history::{Objects, step};
 use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, service, slice};
-use crate::model::{Destination, EndpointSlice, Family, Protocol, Service, compile};
+use crate::model::{Destination, EndpointSlice, Family, Protocol, Service, Weight, compile};
 
 fn key(address: &str) -> FrontendKey {
     let address = ip(address);
@@ -44,6 +44,33 @@ fn a_change_of_one_endpoint_is_one_changed_pool() {
     let mut diff = Diff::default();
     put(&mut table, &mut diff, &web, &slice(&["10.0.1.3", "10.0.1.1"]));
     assert!(diff.is_empty(), "the order of endpoints is no change");
+}
+
+#[test]
+fn a_change_of_a_weight_is_one_changed_pool() {
+    let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+    let web = service("web", &["10.96.0.1"]);
+    let weighing = |weights: [u8; 2]| {
+        let mut slice = slice(&["10.0.1.1", "10.0.1.2"]);
+        for (endpoint, weight) in slice.endpoints.iter_mut().zip(weights) {
+            endpoint.weight = Weight::Given(weight);
+        }
+        slice
+    };
+    put(&mut table, &mut diff, &web, &slice(&["10.0.1.1", "10.0.1.2"]));
+    let digest = table.digest();
+    let mut diff = Diff::default();
+    put(&mut table, &mut diff, &web, &weighing([7, 7]));
+    assert!(
+        diff.is_empty() && table.digest() == digest,
+        "equal weights are no weights"
+    );
+    put(&mut table, &mut diff, &web, &weighing([1, 9]));
+    assert_eq!((diff.frontends.len(), diff.pools.len()), (0, 1));
+    assert_ne!(table.digest(), digest);
+    let mut diff = Diff::default();
+    put(&mut table, &mut diff, &web, &weighing([10, 90]));
+    assert!(diff.is_empty(), "the same shares");
 }
 
 #[test]

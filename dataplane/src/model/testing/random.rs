@@ -11,7 +11,8 @@ use proptest::sample::{select, subsequence};
 use super::ip;
 use crate::model::{
     Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, NodeFacts,
-    NodePortAddresses, Packet, Protocol, Service, ServiceName, ServicePort, Settings, TrafficPolicy,
+    NodePortAddresses, Packet, Protocol, Service, ServiceName, ServicePort, Settings, TrafficPolicy, Weight,
+    Weights,
 };
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
@@ -92,12 +93,13 @@ pub(in crate::model) fn any_service() -> impl Strategy<Value = Service> {
         option::of(select(vec![60, 10_800])),
         option::of(31_000_u16..31_002),
         prop::bool::weighted(0.1),
+        weights(),
     );
     let ports = prop::collection::vec(port, 1..4);
     (any_name(), 0_i64..3, addresses, ports, policy(), policy(), rest).prop_map(
         |(name, created, addresses, ports, internal_policy, external_policy, rest)| {
             let (cluster_ips, external_ips, load_balancer_ips, source_ranges) = addresses;
-            let (affinity, health_check_port, direct_access) = rest;
+            let (affinity, health_check_port, direct_access, weights) = rest;
             Service {
                 name,
                 created,
@@ -111,9 +113,29 @@ pub(in crate::model) fn any_service() -> impl Strategy<Value = Service> {
                 source_ranges,
                 health_check_port,
                 direct_access,
+                weights,
             }
         },
     )
+}
+
+fn weights() -> impl Strategy<Value = Weights> {
+    subsequence(&[("web", 0), ("web-canary", 100), ("db", 3)][..], 0..=3).prop_map(|entries| {
+        let mut weights = Weights::default();
+        for (workload, weight) in entries {
+            weights.add(workload, weight);
+        }
+        weights
+    })
+}
+
+fn weight() -> impl Strategy<Value = Weight> {
+    let workload = select(vec!["web-1", "web-canary-1", "db"]);
+    prop_oneof![
+        2 => Just(Weight::Usual),
+        1 => (0_u8..12).prop_map(Weight::Given),
+        2 => workload.prop_map(|name| Weight::Workload(name.into())),
+    ]
 }
 
 fn endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
@@ -127,8 +149,8 @@ fn endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
     let zones = subsequence(&["zone-a", "zone-b"][..], 0..=2)
         .prop_map(|zones| zones.into_iter().map(Arc::from).collect::<Arc<[Arc<str>]>>());
     let hints = (option::of(any::<bool>()), option::of(zones));
-    (0_u8..6, conditions, hints).prop_map(
-        move |(last, (ready, serving, terminating), (for_nodes, for_zones))| {
+    (0_u8..6, conditions, hints, weight()).prop_map(
+        move |(last, (ready, serving, terminating), (for_nodes, for_zones), weight)| {
             // The first is no possible endpoint, half of the others are this node's.
             let address = match (family, last) {
                 (Family::V4, 0) => "127.0.0.1".to_owned(),
@@ -145,6 +167,7 @@ fn endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
                 unplaced: last == 4,
                 for_nodes,
                 for_zones,
+                weight,
             }
         },
     )

@@ -10,15 +10,21 @@ fn address(last: u8) -> SocketAddr {
 }
 
 fn pool(lasts: &[u8], affinity: Option<u32>) -> Pool {
+    let shared: Vec<_> = lasts.iter().map(|last| (*last, 1)).collect();
+    weighted(&shared, affinity)
+}
+
+fn weighted(lasts: &[(u8, u8)], affinity: Option<u32>) -> Pool {
     let mut endpoints: Vec<_> = lasts
         .iter()
-        .map(|last| PoolEndpoint {
+        .map(|(last, share)| PoolEndpoint {
             address: address(*last),
             local: false,
+            share: *share,
         })
         .collect();
     endpoints.sort_unstable();
-    endpoints.dedup();
+    endpoints.dedup_by_key(|it| it.address);
     Pool {
         endpoints: endpoints.into(),
         affinity,
@@ -71,18 +77,47 @@ fn a_member_is_not_given_away_at_once() {
     assert_eq!(members, [2, 1, 3]);
 }
 
+#[test]
+fn one_more_of_ten_is_one_slot() {
+    let mut slots = Slots::new(16);
+    change(&mut slots, Some(&weighted(&[(1, 1), (2, 9)], None)));
+    let stages = change(&mut slots, Some(&weighted(&[(1, 2), (2, 8)], None)));
+    assert_eq!((stages.switch_out.len(), stages.switch_in.len()), (1, 1));
+    assert!(stages.grow.is_empty() && stages.shrink.is_empty());
+    let stages = change(&mut slots, Some(&weighted(&[(1, 2), (2, 9)], None)));
+    assert_eq!(stages.grow, [Entry::Endpoint(16, 10, address(2))]);
+    assert!(stages.switch_in.is_empty() && stages.shrink.is_empty());
+}
+
+#[test]
+fn all_slots_of_an_endpoint_have_one_member() {
+    let mut slots = Slots::new(16);
+    change(&mut slots, Some(&weighted(&[(1, 1), (2, 3)], Some(60))));
+    let member = Entry::Member(of_member(1, 16), address(2));
+    assert_eq!(slots.entries().filter(|entry| *entry == member).count(), 1);
+    let members = |slots: &Slots| -> Vec<_> { slots.slots.iter().filter_map(|slot| slot.member).collect() };
+    assert_eq!(members(&slots), [0, 1, 1, 1]);
+    // Whatever becomes of the weight, who is remembered stays.
+    let stages = change(&mut slots, Some(&weighted(&[(1, 5), (2, 1)], Some(60))));
+    let all = [stages.grow, stages.switch_out, stages.switch_in, stages.shrink].concat();
+    assert!(
+        !all.iter().any(|entry| matches!(entry, Entry::Member(..))),
+        "{all:?}"
+    );
+}
+
 proptest! {
     /// Whatever changes: the kernel ends with just the pool's endpoints, and no stage takes away what the one before
     /// still needs.
     #[test]
     fn stages_lead_from_each_pool_to_the_next(
-        pools in prop::collection::vec(prop::option::of((prop::collection::vec(0_u8..12, 0..9), any::<bool>())), 1..8),
+        pools in prop::collection::vec(prop::option::of((prop::collection::vec((0_u8..12, 1_u8..5), 0..9), any::<bool>())), 1..8),
     ) {
         let mut slots = Slots::new(16);
         let mut kernel: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
         let key = |entry: &Entry| [vec![entry.map() as u8], entry.key().key].concat();
         for pool in pools {
-            let pool = pool.map(|(lasts, sticky)| super::tests::pool(&lasts, sticky.then_some(60)));
+            let pool = pool.map(|(lasts, sticky)| weighted(&lasts, sticky.then_some(60)));
             let before = slots.clone();
             let stages = change(&mut slots, pool.as_ref());
             for entry in &stages.grow {
@@ -111,12 +146,26 @@ proptest! {
             for entry in &stages.shrink {
                 prop_assert_eq!(kernel.remove(&key(entry)), Some(*entry));
             }
-            let wanted = pool.map(|pool| pool.endpoints.iter().map(|it| it.address).collect::<Vec<_>>()).unwrap_or_default();
-            let mut found: Vec<_> = slots.slots.iter().map(|slot| slot.endpoint).collect();
-            found.sort_unstable();
-            prop_assert_eq!(&found, &wanted);
-            let factor = if slots.affinity.is_some() { 3 } else { 1 };
-            prop_assert_eq!(kernel.len(), wanted.len() * factor);
+            // Each endpoint has as many slots as it has shares, and no slot moved that could stay.
+            let wanted = pool.map(|pool| pool.endpoints).unwrap_or_default();
+            let mut moved = slots.slots.len();
+            for endpoint in &wanted {
+                let share = usize::from(endpoint.share);
+                let of = |slots: &[Slot]| slots.iter().filter(|slot| slot.endpoint == endpoint.address).count();
+                prop_assert_eq!(of(&slots.slots), share);
+                moved -= share.min(of(&before.slots[..before.slots.len().min(slots.slots.len())]));
+            }
+            let count: usize = wanted.iter().map(|it| usize::from(it.share)).sum();
+            prop_assert_eq!(slots.slots.len(), count);
+            let changed = (0..count).filter(|at| {
+                let endpoint = |slots: &Slots| slots.slots.get(*at).map(|slot| slot.endpoint);
+                endpoint(&before) != endpoint(&slots)
+            });
+            prop_assert_eq!(changed.count(), moved);
+            let remembered = if slots.affinity.is_some() { count + wanted.len() } else { 0 };
+            prop_assert_eq!(kernel.len(), count + remembered);
+            prop_assert_eq!(slots.entries().collect::<HashSet<_>>(), kernel.values().copied().collect());
+            prop_assert_eq!(slots.entries().count(), kernel.len());
         }
     }
 }

@@ -136,6 +136,9 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     #[serde(default)]
     pub direct_access: bool,
+    /// Of workloads.
+    #[serde(default)]
+    pub weights: BTreeMap<String, u8>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -158,6 +161,7 @@ pub struct Slice {
     pub address_type: Family,
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<EndpointWords>,
+    pub weight: Option<u8>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

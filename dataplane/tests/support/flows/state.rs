@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use pointsman_dataplane::model::{
     self, Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, NodeFacts,
-    NodePortAddresses, Protocol, ServiceName, ServicePort, Settings, Target, Verdict, compile,
+    NodePortAddresses, Protocol, ServiceName, ServicePort, Settings, Target, Verdict, Weight, Weights,
+    compile,
 };
 
 use super::families::Families;
@@ -65,7 +66,10 @@ impl fmt::Display for Flow {
 pub fn said(verdict: &Verdict) -> String {
     let target = |it: &Target| {
         let hidden = if it.masqueraded { " masqueraded" } else { "" };
-        format!("{}{hidden}", it.address)
+        match it.share {
+            1 => format!("{}{hidden}", it.address),
+            share => format!("{}*{share}{hidden}", it.address),
+        }
     };
     match verdict {
         Verdict::Balance(targets) => targets.iter().map(target).collect::<Vec<_>>().join(", "),
@@ -235,6 +239,10 @@ impl State {
             port: port.port,
             node_port: port.node_port,
         };
+        let mut weights = Weights::default();
+        for (workload, weight) in &written.weights {
+            weights.add(workload, *weight);
+        }
         Ok(model::Service {
             name: service_name(name),
             created: written.created,
@@ -251,6 +259,7 @@ impl State {
             },
             health_check_port: written.health_check_node_port,
             direct_access: written.direct_access,
+            weights,
         })
     }
 
@@ -271,6 +280,11 @@ impl State {
                     .as_ref()
                     .map(|nodes| nodes.iter().any(|node| node == world::NAME)),
                 for_zones: it.zones.as_ref().map(zones),
+                weight: match (written.weight, &it.workload) {
+                    (Some(weight), _) => Weight::Given(weight),
+                    (None, Some(workload)) => Weight::Workload(workload.as_str().into()),
+                    (None, None) => Weight::Usual,
+                },
             })
         };
         let port = |port: &file::EndpointPort| EndpointPort {
@@ -311,8 +325,9 @@ impl State {
                     Masqueraded::All => true,
                     Masqueraded::These(these) => these.contains(written),
                 };
-                let mut found = all(targets, |written| {
+                let mut found = all(targets, |(written, share)| {
                     Ok(Target {
+                        share: *share,
                         address: self.families.socket(*written)?,
                         masqueraded: hidden(written),
                     })

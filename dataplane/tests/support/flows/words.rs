@@ -18,6 +18,7 @@ pub struct EndpointWords {
     pub unplaced: bool,
     pub nodes: Option<Vec<String>>,
     pub zones: Option<Vec<String>>,
+    pub workload: Option<String>,
 }
 
 impl TryFrom<String> for EndpointWords {
@@ -36,12 +37,14 @@ impl TryFrom<String> for EndpointWords {
             unplaced: false,
             nodes: None,
             zones: None,
+            workload: None,
         };
         for word in words {
             let names = |list: &str| Some(list.split(',').map(str::to_owned).collect());
             match word.split_once('=') {
                 Some(("nodes", list)) => found.nodes = names(list),
                 Some(("zones", list)) => found.zones = names(list),
+                Some(("workload", name)) => found.workload = Some(name.to_owned()),
                 None if word == "unready" => (found.ready, found.serving) = (false, false),
                 None if word == "terminating" => (found.ready, found.terminating) = (false, true),
                 None if word == "stopped" => {
@@ -50,7 +53,7 @@ impl TryFrom<String> for EndpointWords {
                 None if word == "unplaced" => found.unplaced = true,
                 _ => {
                     return Err(format!(
-                        "endpoint {text:?}: {word:?} is none of unready, terminating, stopped, unplaced, nodes=, zones="
+                        "endpoint {text:?}: {word:?} is none of unready, terminating, stopped, unplaced, nodes=, zones=, workload="
                     ));
                 }
             }
@@ -136,7 +139,8 @@ impl TryFrom<String> for Sockets {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Expect {
-    Targets(Vec<SocketAddr>),
+    /// Each with its share of the packets.
+    Targets(Vec<(SocketAddr, u8)>),
     Reject,
     Drop,
     Pass,
@@ -150,11 +154,22 @@ impl TryFrom<String> for Expect {
             "REJECT" => Self::Reject,
             "DROP" => Self::Drop,
             "PASS" => Self::Pass,
-            _ => Self::Targets(
-                Sockets::try_from(text)
-                    .map_err(|error| format!("expect is none of REJECT, DROP, PASS, and {error}"))?
-                    .0,
-            ),
+            _ => {
+                let wrong = |error| format!("expect is none of REJECT, DROP, PASS, and {error}");
+                let target = |word: &str| {
+                    let (address, share) = word.split_once('*').unwrap_or((word, "1"));
+                    let share = share
+                        .parse()
+                        .map_err(|_| wrong(format!("{word:?} has no share from 1 to 100")))?;
+                    let address = Sockets::try_from(address.to_owned()).map_err(wrong)?.0;
+                    Ok::<_, String>(address.into_iter().map(move |address| (address, share)))
+                };
+                let targets: Vec<_> = text.split_whitespace().map(target).collect::<Result<_, _>>()?;
+                if targets.is_empty() {
+                    return Err(wrong("an address:port is missing".to_owned()));
+                }
+                Self::Targets(targets.into_iter().flatten().collect())
+            }
         })
     }
 }

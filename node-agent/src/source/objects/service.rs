@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     DIRECT_ACCESS_ANNOTATION, PROXY_NAME_LABEL, address, annotation, label, list, metadata, name, port,
-    protocol, range,
+    protocol, range, weights,
 };
 use crate::source::Parsed;
 
@@ -184,6 +184,9 @@ impl SlimService {
             })
             .collect();
         let direct_access = annotation(&self.metadata, DIRECT_ACCESS_ANNOTATION) == Some("true");
+        let weights = annotation(&self.metadata, weights::SERVICE_ANNOTATION).map(weights::of_service);
+        let (weights, problem) = weights.unwrap_or_default();
+        problems.extend(problem.map(|problem| format!("Service {name}: {problem}")));
         let created = self
             .metadata
             .creation_timestamp
@@ -201,6 +204,7 @@ impl SlimService {
             source_ranges: restricted.then_some(ranges),
             health_check_port,
             direct_access,
+            weights,
         };
         // Without a ClusterIP it is not allocated yet, or headless.
         let object = (!service.cluster_ips.is_empty()).then_some(service);

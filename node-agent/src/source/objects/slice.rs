@@ -5,12 +5,12 @@ use std::{sync::Arc, time::SystemTime};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
-use pointsman_dataplane::model::{Endpoint, EndpointPort, EndpointSlice, Family, ServiceName};
+use pointsman_dataplane::model::{Endpoint, EndpointPort, EndpointSlice, Family, ServiceName, Weight};
 use serde::Deserialize;
 
 use super::{
     HEADLESS_LABEL, SERVICE_NAME_LABEL, TRIGGER_ANNOTATION, address, annotation, label, list, metadata, name,
-    port, protocol,
+    port, protocol, weights,
 };
 use crate::source::{Parsed, SliceName};
 
@@ -46,6 +46,14 @@ struct SlimEndpoint {
     node_name: Option<String>,
     #[serde(default)]
     hints: Option<SlimHints>,
+    target_ref: Option<SlimTarget>,
+}
+
+/// What the endpoint is an address of.
+#[derive(Clone, Debug, Deserialize)]
+struct SlimTarget {
+    kind: Option<String>,
+    name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -108,6 +116,13 @@ impl SlimSlice {
                 )),
             }
         }
+        let weight = annotation(&self.metadata, weights::SLICE_ANNOTATION).map(|text| {
+            weights::of_slice(text).unwrap_or_else(|problem| {
+                problems.push(format!("EndpointSlice {slice_name}: {problem}"));
+                1
+            })
+        });
+        let mut workloads = weights::Workloads::default();
         let mut zones = Zones::default();
         let mut endpoints = Vec::with_capacity(self.endpoints.len());
         for entry in self.endpoints {
@@ -132,6 +147,11 @@ impl SlimSlice {
                 unplaced: entry.node_name.is_none(),
                 for_nodes: (!hints.for_nodes.is_empty()).then_some(for_nodes),
                 for_zones: zones.share(&hints.for_zones),
+                weight: match (weight, entry.target_ref.as_ref().and_then(SlimTarget::pod)) {
+                    (Some(weight), _) => Weight::Given(weight),
+                    (None, Some(pod)) => workloads.weight_of(pod),
+                    (None, None) => Weight::Usual,
+                },
             });
         }
         let service = ServiceName {
@@ -149,6 +169,14 @@ impl SlimSlice {
             )),
             problems,
         }
+    }
+}
+
+impl SlimTarget {
+    fn pod(&self) -> Option<&str> {
+        self.name
+            .as_deref()
+            .filter(|_| self.kind.as_deref() == Some("Pod"))
     }
 }
 

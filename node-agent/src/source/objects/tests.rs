@@ -1,4 +1,4 @@
-use pointsman_dataplane::model::{EndpointSlice, Service, TrafficPolicy};
+use pointsman_dataplane::model::{EndpointSlice, Service, TrafficPolicy, Weight, Weights};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -375,6 +375,117 @@ fn endpoints_share_their_zones() {
     assert!(std::sync::Arc::ptr_eq(zones(0), zones(2)) && !std::sync::Arc::ptr_eq(zones(0), zones(1)));
 }
 
+/// The weights of a slice's endpoints, and what is wrong with it.
+fn slice_weights(annotations: Value, targets: &[Value]) -> (Vec<Weight>, Vec<String>) {
+    let endpoint = |target: &Value| json!({"addresses": ["10.0.1.1"], "targetRef": target});
+    let parsed = slice(json!({
+        "metadata": {
+            "name": "a", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}, "annotations": annotations
+        },
+        "addressType": "IPv4",
+        "endpoints": targets.iter().map(endpoint).collect::<Vec<_>>()
+    }));
+    let endpoints = parsed.object.unwrap().1.endpoints;
+    (
+        endpoints.into_iter().map(|endpoint| endpoint.weight).collect(),
+        parsed.problems,
+    )
+}
+
+#[test]
+fn a_slice_says_what_its_endpoints_weigh() {
+    let pod = [json!({"kind": "Pod", "name": "web-6d4cf56db6-x2x4z"})];
+    let of = |text: &str| slice_weights(json!({"pointsman.dev/weight": text}), &pod);
+    for (text, weight) in [("0", 0), ("9", 9), ("100", 100), (" 007\n", 7)] {
+        assert_eq!(of(text), (vec![Weight::Given(weight)], Vec::new()), "{text:?}");
+    }
+    let long = "9".repeat(100_000);
+    for text in ["", "101", "-1", "+1", "1.5", "1,2", "nine", "256", "٣", &long] {
+        let (weights, problems) = of(text);
+        assert_eq!(weights, [Weight::Given(1)], "{text:?}");
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].starts_with("EndpointSlice shop/a: pointsman.dev/weight is"),
+            "{problems:?}"
+        );
+        assert!(
+            problems[0].contains("0 to 100") && problems[0].len() < 400,
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn an_endpoint_is_of_the_workload_that_its_pod_is_named_after() {
+    let pod = |name: &str| json!({"kind": "Pod", "name": name});
+    let targets = [
+        pod("web-6d4cf56db6-x2x4z"),
+        pod("web-6d4cf56db6-abcde"),
+        pod("db-0"),
+        pod("db"),
+        json!({"kind": "VirtualMachine", "name": "web-1"}),
+        json!({"kind": "Pod"}),
+        json!({}),
+        json!(null),
+    ];
+    let (weights, problems) = slice_weights(json!({"other": "5"}), &targets);
+    let workload = |name: &str| Weight::Workload(name.into());
+    assert_eq!(
+        weights[..4],
+        [
+            workload("web-6d4cf56db6"),
+            workload("web-6d4cf56db6"),
+            workload("db"),
+            workload("db")
+        ]
+    );
+    assert!(weights[4..].iter().all(|weight| *weight == Weight::Usual));
+    assert_eq!(problems, Vec::<String>::new());
+    let (Weight::Workload(first), Weight::Workload(second)) = (&weights[0], &weights[1]) else {
+        panic!("{weights:?}");
+    };
+    assert!(std::sync::Arc::ptr_eq(first, second), "shared");
+}
+
+#[test]
+fn a_service_says_what_its_workloads_weigh() {
+    let of = |text: &str| {
+        let mut object = web();
+        object["metadata"]["annotations"] = json!({"pointsman.dev/weights": text});
+        let parsed = service(object);
+        (parsed.object.unwrap().weights, parsed.problems)
+    };
+    let weights = |entries: &[(&str, u8)]| {
+        let mut weights = Weights::default();
+        entries
+            .iter()
+            .for_each(|(name, weight)| assert!(weights.add(name, *weight)));
+        weights
+    };
+    for text in [
+        "web=9,web-canary=1",
+        " web = 9 ,\n web-canary=1,\n",
+        "web=9\nweb-canary=1",
+    ] {
+        assert_eq!(
+            of(text),
+            (weights(&[("web", 9), ("web-canary", 1)]), Vec::new()),
+            "{text:?}"
+        );
+    }
+    assert_eq!(of(" ,\n"), (Weights::default(), Vec::new()));
+    // What is bad costs only itself: nobody has a shorter name's weight by it.
+    let (found, problems) = of("web=9, web-canary=lots, =3, db, web=5");
+    assert_eq!(found, weights(&[("web", 9), ("web-canary", 1), ("db", 1)]));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].contains("pointsman.dev/weights has \"web-canary=lots\" and 3 more:"),
+        "{problems:?}"
+    );
+    let (_, problems) = of(&"x".repeat(200_000));
+    assert!(problems.len() == 1 && problems[0].len() < 500, "{problems:?}");
+}
+
 #[test]
 fn conditions_of_endpoints_that_come_and_go() {
     let conditions = |conditions: Value| {
@@ -502,6 +613,11 @@ fn any_json() -> impl Strategy<Value = Value> {
         Just("forZones"),
         Just("forNodes"),
         Just("labels"),
+        Just("targetRef"),
+        Just("kind"),
+        Just("name"),
+        Just("pointsman.dev/weight"),
+        Just("pointsman.dev/weights"),
         Just("annotations"),
         Just("creationTimestamp"),
         Just("addressType"),
