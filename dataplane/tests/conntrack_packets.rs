@@ -39,6 +39,7 @@ macro_rules! in_both_families {
 in_both_families! {
     issue_48370_an_endpoint_is_replaced
     an_endpoint_that_terminates_keeps_its_flows_while_it_serves
+    an_endpoint_with_weight_0_keeps_its_flows
     issue_105657_endpoints_get_ready
     issue_113250_the_endpoint_moves_to_another_node
     issue_122740_a_restart_keeps_what_is_good
@@ -363,6 +364,31 @@ fn an_endpoint_that_terminates_keeps_its_flows_while_it_serves(mut site: Site) {
             flow.until_from(second);
         }
     }
+}
+
+fn an_endpoint_with_weight_0_keeps_its_flows(mut site: Site) {
+    let (web, [first, second, _]) = (site.web(), site.node.at.servers);
+    site.serve(&web, &[first]);
+    let flow = site.flow(site.node.at.vip, PORT);
+    flow.until_from(first);
+    let weighing = |site: &Site, address, weight| Endpoint {
+        weight: Weight::Given(weight),
+        ..site.endpoint(address)
+    };
+    for weights in [[3, 1], [0, 1]] {
+        let endpoints = [first, second].into_iter().zip(weights);
+        let endpoints = endpoints.map(|(address, weight)| weighing(&site, address, weight));
+        site.set(&web, TARGET, endpoints.collect());
+        site.apply();
+        flow.goes_on(Heard::From(first));
+    }
+    let new = site.flow(site.node.at.vip, PORT);
+    new.until_from(second);
+    flow.goes_on(Heard::From(first));
+    // It is gone, and no longer at rest.
+    site.set(&web, TARGET, vec![weighing(&site, second, 1)]);
+    site.apply();
+    flow.until_from(second);
 }
 
 fn issue_105657_endpoints_get_ready(mut site: Site) {

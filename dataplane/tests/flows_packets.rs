@@ -100,6 +100,9 @@ type Kept = BTreeMap<String, SocketAddr>;
 const DROPPED: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How many addresses a crowd sends from.
+const CROWD: usize = 200;
+
 impl Node {
     fn on_host<T: Send>(&mut self, mut work: impl FnMut(&mut dyn Backend) -> T + Send) -> Vec<T> {
         let backends = &mut self.backends;
@@ -232,7 +235,7 @@ impl<'a> Probe<'a> {
     fn knock(&mut self, patience: Duration) -> (IpAddr, Ending) {
         let from = match self.flow.source.from {
             From::One(address) => address,
-            From::Crowd(range) => range.hosts().nth(1 + self.sent % 200).unwrap(),
+            From::Crowd(range) => range.hosts().nth(1 + self.sent % CROWD).unwrap(),
         };
         self.sent += 1;
         let ending = self
@@ -272,6 +275,9 @@ impl<'a> Probe<'a> {
     /// Until each of the targets was seen, and no other. Of `n` that are picked with the same chance one is missing
     /// after `t` tries with a probability below `n (1 - 1/n)^t`.
     fn all_of(&mut self, targets: &[Target]) -> Option<String> {
+        if targets.iter().any(|target| target.share != 1) {
+            return self.shares_of(targets);
+        }
         let count = targets.len();
         let mut most = 4 * count + 4;
         while count > 1 && count as f64 * (1.0 - 1.0 / count as f64).powi(most as i32) > 1e-12 {
@@ -288,6 +294,31 @@ impl<'a> Probe<'a> {
             }
         }
         Some(format!("only {seen:?} in {most} tries"))
+    }
+
+    /// Each of the targets as often as its share says, and no other. Of `n` tries an endpoint gets `p n`, give or take
+    /// `d n`, except with a probability below `2 exp(-2 n d^2)` (Hoeffding): here below 6 * 10^-10.
+    fn shares_of(&mut self, targets: &[Target]) -> Option<String> {
+        // With affinity only the first packet of each of a crowd is a choice.
+        let tries = match self.flow.source.from {
+            From::One(_) => 1000,
+            From::Crowd(_) => CROWD,
+        };
+        let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        for _ in 0..tries {
+            match self.target(targets) {
+                Ok(target) => *seen.entry(target).or_default() += 1,
+                Err(found) => return Some(found),
+            }
+        }
+        let tries = tries as f64;
+        let most = (11.0 / tries).sqrt();
+        let sum: f64 = targets.iter().map(|target| f64::from(target.share)).sum();
+        let wrong = targets.iter().any(|target| {
+            let found = seen.get(&target.address).copied().unwrap_or_default();
+            (found as f64 / tries - f64::from(target.share) / sum).abs() > most
+        });
+        wrong.then(|| format!("{seen:?} of {tries}"))
     }
 
     /// The same one, eight times, and the one that others of its word got.
