@@ -28,6 +28,7 @@ in_every_mode! {
     external_policy_local_keeps_outsiders_here_and_lets_insiders_everywhere
     internal_policy_local_keeps_pods_here
     direct_access_refuses_at_once_and_balances_again_afterwards
+    weights_are_what_annotations_say
 }
 
 const CHECK: u16 = 31000;
@@ -421,4 +422,51 @@ fn direct_access_refuses_at_once_and_balances_again_afterwards(forwarding: Forwa
         expect_answers(&site.pod_client(), Protocol::Tcp, vip, &["web-1", "web-2"])?;
     }
     Ok(())
+}
+
+/// Who answers is certain with weight 0 only; that shares are right is seen in dataplane/tests/flows/weights.yaml.
+fn weights_are_what_annotations_say(forwarding: Forwarding) -> Result<()> {
+    let site = Site::new(forwarding)?;
+    let agent = site.start()?;
+    // Each pod is of a workload of its own.
+    let put = |of_service: Value, of_slices: Value| {
+        let mut service = Value::from(web());
+        service["metadata"]["annotations"] = of_service;
+        let slices = slices("web", &[&site.pods[0], &site.pods[1]]).map(|slice| {
+            let mut slice = Value::from(slice);
+            slice["metadata"]["annotations"] = of_slices.clone();
+            for (at, pod) in ["stable-6d4cf56db6-x2x4z", "canary-5f7b9c8d4-2v8kd"]
+                .iter()
+                .enumerate()
+            {
+                slice["endpoints"][at]["targetRef"] = json!({"kind": "Pod", "name": pod});
+            }
+            slice
+        });
+        site.manifests.put(WEB, [service].into_iter().chain(slices))
+    };
+    let both = ["web-1", "web-2"];
+    let answered_by = |by: &[&str]| -> Result<()> {
+        for protocol in BOTH {
+            for vip in cluster_ips(protocol) {
+                expect_answers(&site.pod_client(), protocol, vip, by)?;
+            }
+        }
+        Ok(())
+    };
+    let weights = |text: &str| json!({"pointsman.dev/weights": text});
+    for (text, by) in [
+        ("stable=9, canary=0", &both[..1]),
+        ("stable=0, canary=1", &both[1..]),
+        ("stable=5, canary=5", &both),
+    ] {
+        put(weights(text), json!(null))?;
+        answered_by(by)?;
+    }
+    put(weights("stable=0, canary=lots"), json!(null))?;
+    agent.wait_until_logged("pointsman.dev/weights has \"canary=lots\"", LIMIT)?;
+    answered_by(&both[1..])?;
+    // A slice's own weight comes first.
+    put(weights("stable=0"), json!({"pointsman.dev/weight": "3"}))?;
+    answered_by(&both)
 }
