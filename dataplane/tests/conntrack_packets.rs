@@ -104,7 +104,7 @@ impl Site {
             unplaced: false,
             for_nodes: None,
             for_zones: None,
-            weight: Weight::Usual,
+            weight: Weight::USUAL,
         }
     }
 
@@ -372,7 +372,7 @@ fn an_endpoint_with_weight_0_keeps_its_flows(mut site: Site) {
     let flow = site.flow(site.node.at.vip, PORT);
     flow.until_from(first);
     let weighing = |site: &Site, address, weight| Endpoint {
-        weight: Weight::Given(weight),
+        weight: Weight::Given(Some(weight)),
         ..site.endpoint(address)
     };
     for weights in [[3, 1], [0, 1]] {

@@ -200,7 +200,7 @@ fn dns(number: u32, endpoints: &[Ipv4Addr]) -> (Service, EndpointSlice) {
                 unplaced: false,
                 for_nodes: None,
                 for_zones: None,
-                weight: Weight::Usual,
+                weight: Weight::USUAL,
             })
             .collect(),
     };

@@ -63,7 +63,7 @@ fn set(table: &mut ForwardingTable, diff: &mut Diff, at: u32, endpoints: u32) {
                 unplaced: false,
                 for_nodes: None,
                 for_zones: None,
-                weight: Weight::Usual,
+                weight: Weight::USUAL,
             })
             .collect(),
     };

@@ -255,8 +255,8 @@ pub(super) fn sources(ranges: &[IpNet], rules: &mut Rules) {
 }
 
 /// The choice of an endpoint: with affinity the one that remembers the client; otherwise the next gets its share of what
-/// is left, with equal shares one connection in `k` where `k` are left. Remote endpoints are translated to at once; those that
-/// have more to do have a chain.
+/// is left, with equal shares one connection in `k` where `k` are left. Remote endpoints are translated to at once;
+/// those that have more to do have a chain.
 pub(super) fn pool(key: &PoolKey, pool: &Pool, family: Family, rules: &mut Rules) {
     let protocol = key.owner.protocol;
     if let Some(seconds) = pool.affinity {

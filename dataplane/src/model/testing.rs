@@ -65,7 +65,7 @@ pub(super) fn ready(address: &str) -> Endpoint {
         for_nodes: None,
         unplaced: false,
         for_zones: None,
-        weight: Weight::Usual,
+        weight: Weight::USUAL,
     }
 }
 

@@ -13,17 +13,19 @@ pub const MAX_WEIGHT: u8 = 100;
 /// mode NFTables has an element for each.
 const EXACT: usize = 1024;
 
-/// What the weight of an endpoint follows from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the weight of an endpoint follows from. Of two kinds, so that it takes no more room than a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Weight {
-    /// Nothing: it is 1.
-    #[default]
-    Usual,
-    /// Its slice says it: 0 to [`MAX_WEIGHT`].
-    Given(u8),
+    /// Its slice says it, 0 to [`MAX_WEIGHT`]; or nobody does, and it is 1.
+    Given(Option<u8>),
     /// What the Service says of the workload that its pod is of: a pod's name without its last part. Shared by
     /// the endpoints of a slice that have the same.
     Workload(Arc<str>),
+}
+
+impl Weight {
+    /// That of an endpoint of which nobody says anything.
+    pub const USUAL: Self = Self::Given(None);
 }
 
 /// The weights that a Service gives to workloads, by name.
@@ -43,8 +45,7 @@ impl Weights {
     /// What an endpoint has; none where nobody says anything.
     pub(super) fn of(&self, weight: &Weight) -> Option<u8> {
         match weight {
-            Weight::Usual => None,
-            Weight::Given(weight) => Some((*weight).min(MAX_WEIGHT)),
+            Weight::Given(weight) => weight.map(|weight| weight.min(MAX_WEIGHT)),
             Weight::Workload(workload) => self.of_workload(workload),
         }
     }

@@ -140,7 +140,7 @@ pub(super) struct Change {
 pub(super) enum Full {
     #[error("more than 1,048,560 Service ports with endpoints")]
     Pools,
-    #[error("more than 4,080 different numbers of endpoints and affinity timeouts")]
+    #[error("more than 4,080 different sizes of pools, by endpoints and weights, and affinity timeouts")]
     Classes,
     #[error("more than 1,048,576 load balancer IPs and ports with source ranges")]
     Restrictions,

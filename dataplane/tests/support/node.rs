@@ -238,7 +238,7 @@ impl Node {
                     for_nodes: None,
                     unplaced: false,
                     for_zones: None,
-                    weight: Weight::Usual,
+                    weight: Weight::USUAL,
                 })
                 .collect(),
         };

@@ -254,7 +254,7 @@ fn endpoints(lasts: &[u8]) -> Event {
         for_nodes: None,
         unplaced: false,
         for_zones: None,
-        weight: Weight::Usual,
+        weight: Weight::USUAL,
     };
     let slice = EndpointSlice {
         family: Family::V4,

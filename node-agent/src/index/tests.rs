@@ -36,7 +36,7 @@ fn slice(owner: &str, last: u8) -> Parsed<(ServiceName, EndpointSlice)> {
         for_nodes: None,
         unplaced: false,
         for_zones: None,
-        weight: Weight::Usual,
+        weight: Weight::USUAL,
     };
     let port = EndpointPort {
         name: "".into(),

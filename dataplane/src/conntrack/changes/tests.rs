@@ -49,7 +49,7 @@ fn slice(ready: &[&str], terminating: &[&str]) -> EndpointSlice {
         unplaced: false,
         for_nodes: None,
         for_zones: None,
-        weight: Weight::Usual,
+        weight: Weight::USUAL,
     };
     let ready = ready.iter().map(|address| endpoint(address, true));
     EndpointSlice {

@@ -314,7 +314,7 @@ impl World {
                     unplaced: false,
                     for_nodes: None,
                     for_zones: None,
-                    weight: Weight::Usual,
+                    weight: Weight::USUAL,
                 })
                 .collect(),
         };

@@ -199,7 +199,7 @@ fn perform(op: &Op, table: &mut ForwardingTable, diff: &mut Diff) {
                         for_zones: None,
                         weight: more
                             .weights
-                            .map_or(Weight::Usual, |weights| Weight::Given(weights[bit])),
+                            .map_or(Weight::USUAL, |weights| Weight::Given(Some(weights[bit]))),
                         local: bit == 0,
                     })
                     .collect(),

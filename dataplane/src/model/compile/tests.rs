@@ -588,8 +588,8 @@ fn weighing(addresses: &[&str], weight: &Weight) -> EndpointSlice {
 #[test]
 fn a_slice_weighs_its_endpoints() {
     let web = service("web", &["10.96.0.1"]);
-    let stable = weighing(&["10.0.1.1", "10.0.1.2"], &Weight::Given(18));
-    let canary = weighing(&["10.0.1.3"], &Weight::Given(2));
+    let stable = weighing(&["10.0.1.1", "10.0.1.2"], &Weight::Given(Some(18)));
+    let canary = weighing(&["10.0.1.3"], &Weight::Given(Some(2)));
     let found = shares(&compile(&web, &[stable, canary], &context()));
     assert_eq!(
         found,
@@ -601,9 +601,9 @@ fn a_slice_weighs_its_endpoints() {
     );
     // Who is in two slices has the larger weight, in whatever order they come.
     let both = [
-        weighing(&["10.0.1.1", "10.0.1.2"], &Weight::Given(3)),
-        weighing(&["10.0.1.2"], &Weight::Given(0)),
-        weighing(&["10.0.1.2", "10.0.1.3"], &Weight::Usual),
+        weighing(&["10.0.1.1", "10.0.1.2"], &Weight::Given(Some(3))),
+        weighing(&["10.0.1.2"], &Weight::Given(Some(0))),
+        weighing(&["10.0.1.2", "10.0.1.3"], &Weight::USUAL),
     ];
     let expected = [
         ("10.0.1.1".into(), 3),
@@ -620,7 +620,7 @@ fn a_service_weighs_its_workloads_and_slices_come_first() {
     web.weights.add("web", 9);
     let stable = weighing(&["10.0.1.1"], &Weight::Workload("web-6d4cf56db6".into()));
     let other = weighing(&["10.0.1.2"], &Weight::Workload("other-6d4cf56db6".into()));
-    let slice = weighing(&["10.0.1.3"], &Weight::Given(3));
+    let slice = weighing(&["10.0.1.3"], &Weight::Given(Some(3)));
     let found = shares(&compile(&web, &[stable, other, slice], &context()));
     assert_eq!(
         found,
@@ -635,7 +635,7 @@ fn a_service_weighs_its_workloads_and_slices_come_first() {
 #[test]
 fn weight_0_rests() {
     let web = service("web", &["10.96.0.1"]);
-    let resting = weighing(&["10.0.1.2"], &Weight::Given(0));
+    let resting = weighing(&["10.0.1.2"], &Weight::Given(Some(0)));
     let compiled = compile(&web, &[slice(&["10.0.1.1"]), resting.clone()], &context());
     assert_eq!(endpoints(&compiled), ["10.0.1.1:8080"]);
     assert!(compiled.pools[0].1.draining.is_empty(), "TCP");
@@ -656,7 +656,7 @@ fn udp_flows_stay_where_the_weight_became_0() {
     let mut terminating = of_udp(slice(&["10.0.1.1", "10.0.1.4"]));
     terminating.endpoints[0].ready = false;
     terminating.endpoints[0].terminating = true;
-    let resting = of_udp(weighing(&["10.0.1.0", "10.0.1.3"], &Weight::Given(0)));
+    let resting = of_udp(weighing(&["10.0.1.0", "10.0.1.3"], &Weight::Given(Some(0))));
     let compiled = compile(&dns, &[terminating, resting], &context());
     let draining: Vec<_> = compiled.pools[0]
         .1
@@ -672,7 +672,7 @@ fn a_resting_endpoint_is_nobody_for_hints_and_health_checks() {
     let mut web = service("web", &["10.96.0.1"]);
     web.external_policy = TrafficPolicy::Local;
     web.health_check_port = Some(31_000);
-    let mut near = weighing(&["10.244.1.1"], &Weight::Given(0));
+    let mut near = weighing(&["10.244.1.1"], &Weight::Given(Some(0)));
     near.endpoints[0].local = true;
     near.endpoints[0].for_zones = Some([std::sync::Arc::from("zone-a")].into());
     let mut far = slice(&["10.244.2.1"]);

@@ -132,8 +132,8 @@ fn weights() -> impl Strategy<Value = Weights> {
 fn weight() -> impl Strategy<Value = Weight> {
     let workload = select(vec!["web-1", "web-canary-1", "db"]);
     prop_oneof![
-        2 => Just(Weight::Usual),
-        1 => (0_u8..12).prop_map(Weight::Given),
+        2 => Just(Weight::USUAL),
+        1 => (0_u8..12).prop_map(|weight| Weight::Given(Some(weight))),
         2 => workload.prop_map(|name| Weight::Workload(name.into())),
     ]
 }

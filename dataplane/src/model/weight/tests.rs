@@ -50,8 +50,8 @@ fn the_longest_name_of_a_workload_counts() {
     for other in ["webs", "webs-6d4cf56db6", "my-web", "", "-", "we"] {
         assert_eq!(of(other), None, "{other}");
     }
-    assert_eq!(weights.of(&Weight::Given(200)), Some(MAX_WEIGHT));
-    assert_eq!(weights.of(&Weight::Usual), None);
+    assert_eq!(weights.of(&Weight::Given(Some(200))), Some(MAX_WEIGHT));
+    assert_eq!(weights.of(&Weight::USUAL), None);
 }
 
 proptest! {

@@ -281,9 +281,9 @@ impl State {
                     .map(|nodes| nodes.iter().any(|node| node == world::NAME)),
                 for_zones: it.zones.as_ref().map(zones),
                 weight: match (written.weight, &it.workload) {
-                    (Some(weight), _) => Weight::Given(weight),
+                    (Some(weight), _) => Weight::Given(Some(weight)),
                     (None, Some(workload)) => Weight::Workload(workload.as_str().into()),
-                    (None, None) => Weight::Usual,
+                    (None, None) => Weight::USUAL,
                 },
             })
         };

@@ -148,9 +148,8 @@ impl SlimSlice {
                 for_nodes: (!hints.for_nodes.is_empty()).then_some(for_nodes),
                 for_zones: zones.share(&hints.for_zones),
                 weight: match (weight, entry.target_ref.as_ref().and_then(SlimTarget::pod)) {
-                    (Some(weight), _) => Weight::Given(weight),
                     (None, Some(pod)) => workloads.weight_of(pod),
-                    (None, None) => Weight::Usual,
+                    (weight, _) => Weight::Given(weight),
                 },
             });
         }

@@ -397,12 +397,16 @@ fn a_slice_says_what_its_endpoints_weigh() {
     let pod = [json!({"kind": "Pod", "name": "web-6d4cf56db6-x2x4z"})];
     let of = |text: &str| slice_weights(json!({"pointsman.dev/weight": text}), &pod);
     for (text, weight) in [("0", 0), ("9", 9), ("100", 100), (" 007\n", 7)] {
-        assert_eq!(of(text), (vec![Weight::Given(weight)], Vec::new()), "{text:?}");
+        assert_eq!(
+            of(text),
+            (vec![Weight::Given(Some(weight))], Vec::new()),
+            "{text:?}"
+        );
     }
     let long = "9".repeat(100_000);
     for text in ["", "101", "-1", "+1", "1.5", "1,2", "nine", "256", "٣", &long] {
         let (weights, problems) = of(text);
-        assert_eq!(weights, [Weight::Given(1)], "{text:?}");
+        assert_eq!(weights, [Weight::Given(Some(1))], "{text:?}");
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(
             problems[0].starts_with("EndpointSlice shop/a: pointsman.dev/weight is"),
@@ -439,7 +443,7 @@ fn an_endpoint_is_of_the_workload_that_its_pod_is_named_after() {
             workload("db")
         ]
     );
-    assert!(weights[4..].iter().all(|weight| *weight == Weight::Usual));
+    assert!(weights[4..].iter().all(|weight| *weight == Weight::USUAL));
     assert_eq!(problems, Vec::<String>::new());
     let (Weight::Workload(first), Weight::Workload(second)) = (&weights[0], &weights[1]) else {
         panic!("{weights:?}");
