@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use pointsman_dataplane::netlink::ruleset::transactions;
+use pointsman_dataplane::netlink::ruleset::Reader;
 use socket2::{SockFilter, SockRef};
 
 use super::interrupt;
@@ -112,11 +112,12 @@ impl Commits {
 
 impl Heard {
     fn follow(&self, socket: &Socket) {
+        let mut reader = Reader::default();
         while !self.stopped.load(Ordering::Relaxed) {
             match socket.recv_from_full() {
                 Ok((datagram, _)) => {
                     let at = Instant::now();
-                    let commits = transactions(&datagram).into_iter().map(|transaction| Commit {
+                    let commits = reader.read(&datagram).into_iter().map(|transaction| Commit {
                         at,
                         program: transaction.name,
                     });

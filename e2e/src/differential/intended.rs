@@ -145,8 +145,33 @@ pub const INTENDED: &[Intended] = &[
             let itself = Place::Remote(0);
             it.setup.detect == Detect::Cluster
                 && it.question.sender == Sender::Remote
-                && it.claimed_ports().any(|(slot, _)| it.has_endpoint(slot, itself))
+                && it
+                    .claimed_ports()
+                    .any(|(slot, _)| it.has_endpoint(slot, |endpoint| endpoint.place == itself))
                 && it.ours.failures.contains(&Failure::Dropped)
+        },
+    },
+    Intended {
+        name: "an endpoint without a node that calls itself",
+        reason: "kube-proxy in nftables mode masquerades only endpoints whose nodeName is the node's when they call \
+                 themselves, so that one without nodeName gets no answer; Pointsman, as kube-proxy in iptables mode, also \
+                 those that no slice gives a node to: they may be here",
+        applies: |it| {
+            let Sender::Endpoint(number) = it.question.sender else {
+                return false;
+            };
+            let itself = Place::Local(number);
+            it.setup.peer == PeerMode::Nftables
+                && it.claimed_ports().any(|(slot, _)| {
+                    it.has_endpoint(slot, |endpoint| endpoint.place == itself && !endpoint.named)
+                })
+                && it.ours.failures.is_empty()
+                && it
+                    .theirs
+                    .failures
+                    .iter()
+                    .all(|failure| *failure == Failure::Dropped)
+                && it.theirs.answers.is_subset(&it.ours.answers)
         },
     },
     Intended {
@@ -210,11 +235,11 @@ impl Difference<'_> {
         beside && services.any(|it| forwarded(it) && such(it) && has(it))
     }
 
-    /// Whether a slice of a Service has this endpoint.
-    fn has_endpoint(&self, slot: u8, place: Place) -> bool {
+    /// Whether a slice of a Service has such an endpoint.
+    fn has_endpoint(&self, slot: u8, such: impl Fn(&Endpoint) -> bool) -> bool {
         let slices = self.world.slices.range((slot, 0)..=(slot, u8::MAX));
         let mut endpoints = slices.flat_map(|(_, slice)| &slice.endpoints);
-        endpoints.any(|endpoint| endpoint.place == place)
+        endpoints.any(such)
     }
 
     /// Whether two slices have an endpoint of a Service's port in common, and do not say the same of it.
