@@ -157,10 +157,11 @@ pub const INTENDED: &[Intended] = &[
                  themselves, so that one without nodeName gets no answer; Pointsman, as kube-proxy in iptables mode, also \
                  those that no slice gives a node to: they may be here",
         applies: |it| {
-            let Sender::Endpoint(number) = it.question.sender else {
-                return false;
+            let itself = match it.question.sender {
+                Sender::Endpoint(number) => Place::Local(number),
+                Sender::Remote => Place::Remote(0),
+                _ => return false,
             };
-            let itself = Place::Local(number);
             it.setup.peer == PeerMode::Nftables
                 && it.claimed_ports().any(|(slot, _)| {
                     it.has_endpoint(slot, |endpoint| endpoint.place == itself && !endpoint.named)
