@@ -34,6 +34,7 @@ in_both_families! {
     a_drop_before_translation_ends_our_packets_and_is_named
     what_comes_after_translation_does_not_touch_our_packets
     translation_of_a_service_that_is_gone_goes_on
+    in_mode_iptables_the_table_that_came_last_translates
     a_table_that_sleeps_does_nothing
     chains_of_iptables_are_found_in_both_variants
 }
@@ -197,16 +198,13 @@ fn what_comes_after_translation_does_not_touch_our_packets(family: Family) {
     );
 }
 
-fn translation_of_a_service_that_is_gone_goes_on(family: Family) {
-    let node = forwarding(family);
-    let (gone, server) = (node.at.external, node.at.servers[0]);
-    let gone = SocketAddr::new(gone, PORT + 1);
-    nobody_answers(&node.client, gone);
-    let bracketed = SocketAddr::new(server, TARGET);
-    let rules = table(
+/// As kube-proxy translates an address to a server.
+fn translation(family: Family, from: SocketAddr, server: IpAddr) -> String {
+    let to = SocketAddr::new(server, TARGET);
+    table(
         family,
         &format!(
-            "chain endpoint-ABC {{ meta l4proto tcp dnat to {bracketed}; }}
+            "chain endpoint-ABC {{ meta l4proto tcp dnat to {to}; }}
             map service-ips {{
                 type ADDRESS . inet_proto . inet_service : verdict
                 elements = {{ {} . tcp . {} : goto endpoint-ABC }}
@@ -215,17 +213,46 @@ fn translation_of_a_service_that_is_gone_goes_on(family: Family) {
                 type nat hook prerouting priority dstnat;
                 X daddr . meta l4proto . th dport vmap @service-ips
             }}",
-            gone.ip(),
-            gone.port()
+            from.ip(),
+            from.port()
         ),
-    );
-    nft(&node, &rules);
+    )
+}
+
+fn translation_of_a_service_that_is_gone_goes_on(family: Family) {
+    let node = forwarding(family);
+    let server = node.at.servers[0];
+    let gone = SocketAddr::new(node.at.external, PORT + 1);
+    nobody_answers(&node.client, gone);
+    nft(&node, &translation(family, gone, server));
     let answer = ask(&node.client, Protocol::Tcp, gone).unwrap();
     assert_eq!(answer.who, server);
     let found = only(look(&node.host, family));
     assert!(!found.outranks(), "{found}");
     nft(&node, delete(family));
     assert_eq!(look(&node.host, family), Found::default());
+}
+
+fn in_mode_iptables_the_table_that_came_last_translates(family: Family) {
+    for variant in [Variant::Nft, Variant::Legacy] {
+        let mut node = Node::new(Mode::Iptables(variant), family);
+        let [stale, current, _] = node.at.servers;
+        let vip = SocketAddr::new(node.at.vip, PORT);
+        nft(&node, &translation(family, vip, stale));
+        node.serve(&[current]);
+        assert_eq!(ask(&node.client, Protocol::Tcp, vip).unwrap().who, current);
+        // Both have the priority -100, and the kernel puts a new chain in front.
+        nft(&node, delete(family));
+        nft(&node, &translation(family, vip, stale));
+        assert_eq!(ask(&node.client, Protocol::Tcp, vip).unwrap().who, stale);
+    }
+    // In mode NFTables ours come first in any case.
+    let mut node = Node::new(Mode::Nftables, family);
+    let [stale, current, _] = node.at.servers;
+    let vip = SocketAddr::new(node.at.vip, PORT);
+    node.serve(&[current]);
+    nft(&node, &translation(family, vip, stale));
+    assert_eq!(ask(&node.client, Protocol::Tcp, vip).unwrap().who, current);
 }
 
 fn a_table_that_sleeps_does_nothing(family: Family) {

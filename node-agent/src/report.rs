@@ -11,7 +11,7 @@ use pointsman_crds::conditions::{
     self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, LEFTOVER_RULES, Observation, SYSCTLS_APPLIED,
 };
 use pointsman_crds::{Mode, NodeProxy, NodeProxyStatus};
-use pointsman_dataplane::leftover::Leftover;
+use pointsman_dataplane::leftover::{Leftover, Place};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -273,8 +273,17 @@ fn leftover(state: &State) -> Observation {
         true => unread,
         false => format!(" Not everything could be read: {unread}."),
     };
+    // The kernel puts the newer of two chains with one priority in front (`nf_hook_entries_grow`).
+    let runs_iptables = matches!(state.mode, Some((Mode::IPTables, _)));
+    let has_table = found.rules.iter().any(|leftover| leftover.place == Place::Table);
+    let first = match runs_iptables && has_table {
+        true => {
+            " In mode IPTables, a table of its that is newer than those of iptables translates before the agent's rules do."
+        }
+        false => "",
+    };
     let message = format!(
-        "kube-proxy has rules here: {}. They go on translating for Services that are gone{effect}.{unread} If kube-proxy no longer \
+        "kube-proxy has rules here: {}. They go on translating for Services that are gone{effect}.{first}{unread} If kube-proxy no longer \
          runs on this node, remove them: {}",
         rules.join("; "),
         removals.join(", ")

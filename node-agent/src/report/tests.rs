@@ -1,6 +1,6 @@
 use pointsman_crds::{Mode, ProxyPolicySpec};
 use pointsman_dataplane::iptables::Variant;
-use pointsman_dataplane::leftover::{Found, Place};
+use pointsman_dataplane::leftover::Found;
 use pointsman_dataplane::model::Family;
 
 use super::*;
@@ -167,9 +167,15 @@ fn leftovers_are_told_with_what_they_do_and_what_to_do() {
         "install iptables",
         "`kube-proxy --cleanup`",
         "`nft delete table ip kube-proxy`",
+        "translates before the agent's rules do",
     ] {
         assert!(message.contains(words), "{message}");
     }
+    let nftables = State {
+        mode: Some((Mode::NFTables, None)),
+        ..state
+    };
+    assert!(!leftover(&nftables).message.contains("translates before"));
 }
 
 #[test]
