@@ -105,7 +105,10 @@ impl fmt::Display for Leftover {
         }
         if !self.before.is_empty() {
             let before = self.before.join(", ");
-            write!(f, ": before our rules, {before} can drop or refuse packets")?;
+            write!(
+                f,
+                ": before the agent's rules, {before} can drop or refuse packets"
+            )?;
             let more = match (self.destinations.is_empty(), self.more) {
                 (_, 0) => String::new(),
                 (true, more) => format!("{more} destinations"),
@@ -119,7 +122,7 @@ impl fmt::Display for Leftover {
             let anywhere = self.anywhere.join("`, `");
             write!(
                 f,
-                ": whatever the destination, `{anywhere}` drops or refuses packets"
+                ": `{anywhere}` drops or refuses packets whatever their destination"
             )?;
         }
         Ok(())

@@ -163,7 +163,7 @@ fn leftovers_are_told_with_what_they_do_and_what_to_do() {
     says(&state, "LeftoverRules=True", "KubeProxyDrops");
     let message = leftover(&state).message;
     for words in [
-        "before our rules, early can drop or refuse packets to 203.0.113.9 port 80/TCP",
+        "before the agent's rules, early can drop or refuse packets to 203.0.113.9 port 80/TCP",
         "install iptables",
         "`kube-proxy --cleanup`",
         "`nft delete table ip kube-proxy`",
