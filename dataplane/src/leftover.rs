@@ -71,15 +71,15 @@ impl Leftover {
         }
     }
 
-    fn of_table(family: Family, mut found: Verdicts) -> Self {
-        let more = found.destinations.len().saturating_sub(SPELLED_OUT) + found.unnamed;
+    fn of_table(family: Family, found: Verdicts) -> Self {
         let few = |names: &mut dyn Iterator<Item = String>| names.take(SPELLED_OUT).collect();
+        let named = found.destinations.len();
         Self {
             family,
             place: Place::Table,
-            before: few(&mut std::mem::take(&mut found.before).into_iter()),
-            destinations: few(&mut found.destinations.iter().map(verdicts::Destination::to_string)),
-            more,
+            before: few(&mut found.before.into_iter()),
+            destinations: few(&mut found.destinations.iter().map(ToString::to_string)),
+            more: named.saturating_sub(SPELLED_OUT) + found.unnamed,
             anywhere: few(&mut found.anywhere.into_iter()),
         }
     }
@@ -154,7 +154,6 @@ impl Search {
         for family in families {
             match self.in_tables(*family) {
                 Ok(InTables { table, iptables }) => {
-                    let table = table.map(|verdicts| Leftover::of_table(*family, verdicts));
                     found.rules.extend(table);
                     if iptables {
                         found.read_iptables(*family, Variant::Nft, &["filter"]);
@@ -181,13 +180,20 @@ impl Search {
             None => Socket::open()?,
         };
         let generation = socket.generation()?;
-        let found = match self.known.remove(&family) {
-            Some((of, known)) if of == generation => (of, known),
-            _ => tables::read(&mut socket, family)?,
+        let known = self.known.get(&family);
+        let found = match known {
+            Some((of, known)) if *of == generation => Ok(known.clone()),
+            _ => tables::read(&mut socket, family).map(|(generation, found)| {
+                self.known.insert(family, (generation, found.clone()));
+                found
+            }),
         };
         self.socket = Some(socket);
-        let (_, in_tables) = self.known.entry(family).insert_entry(found).get().clone();
-        Ok(in_tables)
+        match (found, self.known.get(&family)) {
+            // While a kube-proxy that runs has much to write, what was found before is told on.
+            (Err(NetlinkError::Unsteady), Some((_, known))) => Ok(known.clone()),
+            (found, _) => found,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reading kube-proxy's rules out of nf_tables.
 
-use super::verdicts::{Rules, Verdicts, verdicts};
+use super::Leftover;
+use super::verdicts::{Rules, verdicts};
 use crate::iptables::kube_proxy::is_kube_proxys;
 use crate::model::Family;
 use crate::netlink::expression::{Course, Verdict};
@@ -18,8 +19,8 @@ const TRIES: usize = 5;
 /// What the tables of a family hold of kube-proxy's.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InTables {
-    /// What its own table has that cannot be outranked; none where there is no table.
-    pub(super) table: Option<Verdicts>,
+    /// Its own table.
+    pub(super) table: Option<Leftover>,
     /// Whether there are chains of its nf_tables variant of iptables.
     pub(super) iptables: bool,
 }
@@ -93,7 +94,8 @@ fn read_once(socket: &mut Socket, family: Family) -> Result<InTables, NetlinkErr
         let awake = flags & TABLE_DORMANT == 0;
         let bases: Vec<(String, BaseRead)> = bases.into_inner();
         let bases = if awake { bases.as_slice() } else { &[] };
-        found.table = Some(verdicts(family, bases, &mut InKernel { socket, table })?);
+        let verdicts = verdicts(family, bases, &mut InKernel { socket, table })?;
+        found.table = Some(Leftover::of_table(family, verdicts));
     }
     Ok(found)
 }
