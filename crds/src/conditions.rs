@@ -9,6 +9,8 @@ pub const APPLIED: &str = "Applied";
 pub const HEALTHY: &str = "Healthy";
 /// NodeProxy: somebody else changed the agent's rules since it last looked; they have been repaired or are being.
 pub const DRIFTED: &str = "Drifted";
+/// NodeProxy: a kube-proxy that runs or ran on the node has rules in its kernel. They are told, and never changed.
+pub const LEFTOVER_RULES: &str = "LeftoverRules";
 /// Both: every sysctl and conntrack setting has the value that the policy asks for.
 pub const SYSCTLS_APPLIED: &str = "SysctlsApplied";
 /// NodeProxy: every Service and EndpointSlice could be used in full.

@@ -116,7 +116,7 @@ pub struct NodeProxyStatus {
     /// Release of the kernel, as `uname -r` prints it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
-    /// Applied, Healthy, Drifted, SysctlsApplied, InputsValid.
+    /// Applied, Healthy, Drifted, LeftoverRules, SysctlsApplied, InputsValid.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -20,6 +20,7 @@
 //! Chains whose name begins with `PM-`, and rules of built-in chains that jump to one or whose comment begins with
 //! `pointsman: `, are ours. Nothing else is changed.
 
+pub(crate) mod kube_proxy;
 mod layout;
 mod names;
 mod observe;

@@ -4,6 +4,7 @@
 mod choice;
 mod family;
 mod forwarding;
+mod leftovers;
 mod parameters;
 mod service_cidrs;
 mod triggers;
@@ -16,6 +17,7 @@ use std::{
 use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error};
 use pointsman_dataplane::conntrack::Cleaner;
+use pointsman_dataplane::leftover::Found;
 use pointsman_dataplane::model::Family;
 use pointsman_dataplane::nftables::probe::Capability;
 use tokio::sync::{mpsc::Receiver, watch};
@@ -29,12 +31,16 @@ use crate::state::State;
 use choice::Choice;
 use family::FamilyProxy;
 use forwarding::Forwarding;
+use leftovers::Leftovers;
 pub use parameters::Parameters;
 
 /// Makes the backend of a mode and family.
 pub type MakeBackend = Arc<dyn Fn(Mode, Family) -> Result<Box<dyn Backend>, Error> + Send + Sync>;
 /// Asks the kernel whether it can do what mode NFTables needs, in a family.
 pub type Probe = Arc<dyn Fn(Family) -> Capability + Send + Sync>;
+
+/// Looks for rules that a kube-proxy has in the kernel, in these families.
+pub type LookForLeftovers = Box<dyn FnMut(&[Family]) -> Found + Send>;
 
 /// What the engine knows of the node's kernel.
 pub struct Kernel {
@@ -44,6 +50,8 @@ pub struct Kernel {
     pub probe: Probe,
     /// Its release, as `uname -r` prints it.
     pub release: String,
+    /// Asked from time to time, and when somebody changed tables that kube-proxy has rules in.
+    pub look_for_leftovers: LookForLeftovers,
 }
 
 /// At most this many events are taken in before the kernel is written, so that a steady stream cannot starve it.
@@ -79,6 +87,7 @@ pub struct Engine {
     retiring: Vec<FamilyProxy>,
     parameters: Parameters,
     cleaner: Cleaner,
+    leftovers: Leftovers,
     kernel: Kernel,
     /// What `Auto` is, once it was asked for.
     auto: Option<Choice>,
@@ -140,6 +149,7 @@ impl Engine {
             retiring: Vec::new(),
             parameters,
             cleaner,
+            leftovers: Leftovers::default(),
             kernel,
             auto: None,
             log_level,
@@ -187,6 +197,9 @@ impl Engine {
     }
 
     fn take_in(&mut self, event: Event) {
+        if let Event::RulesTouched { touched, .. } = &event {
+            self.leftovers.touched(touched, Instant::now());
+        }
         match &event {
             Event::Assignment(assignment) => {
                 self.rejected = None;
@@ -228,6 +241,7 @@ impl Engine {
             .chain(self.timers.teardown_at)
             .chain(self.timers.retire_at)
             .chain(self.timers.choose_at)
+            .chain(self.leftovers.look_at())
             .chain(
                 self.timers
                     .service_cidrs_until
@@ -291,6 +305,11 @@ impl Engine {
         if self.timers.next_check.is_some_and(|at| at <= now) {
             self.check();
         }
+        if self.leftovers.look_at().is_some_and(|at| at <= now) {
+            let period = self.sync_period();
+            self.leftovers.look(&mut self.kernel.look_for_leftovers, period);
+            self.metrics.leftovers(self.leftovers.found());
+        }
     }
 
     /// Puts a new assignment in force.
@@ -330,6 +349,7 @@ impl Engine {
             self.timers.last_sync = None;
         }
         self.active = Some(assignment);
+        self.leftovers.begin(Instant::now());
         self.schedule_check(Duration::ZERO);
     }
 
@@ -389,6 +409,8 @@ impl Engine {
         self.timers.choose_at = None;
         self.drift = None;
         self.timers.next_check = None;
+        self.leftovers = Leftovers::default();
+        self.metrics.leftovers(None);
         self.tear_down(now);
     }
 
@@ -503,14 +525,18 @@ impl Engine {
     }
 
     fn schedule_check(&mut self, took: Duration) {
+        let now = Instant::now();
+        self.timers.rest_until = Some(now + took * TOUCHED_CHECK_SHARE);
+        self.timers.next_check = Some(now + self.sync_period().max(took * CHECK_SHARE));
+    }
+
+    /// The slow beat (`syncPeriodSeconds`).
+    fn sync_period(&self) -> Duration {
         let period = self
             .active
             .as_ref()
             .map_or(30, |active| active.settings.sync_period_seconds);
-        let period = Duration::from_secs(u64::try_from(period).unwrap_or(30).max(1));
-        let now = Instant::now();
-        self.timers.rest_until = Some(now + took * TOUCHED_CHECK_SHARE);
-        self.timers.next_check = Some(now + period.max(took * CHECK_SHARE));
+        Duration::from_secs(u64::try_from(period).unwrap_or(30).max(1))
     }
 
     fn publish(&mut self) {
@@ -545,6 +571,7 @@ impl Engine {
             direct_access: self.forwarding.table().direct_access_count(),
             digest: self.forwarding.table().digest(),
             drift: self.drift.clone(),
+            leftovers: self.leftovers.found().cloned(),
             sysctl_failures: self.parameters.failures().to_vec(),
             problems: self.forwarding.problems(PROBLEMS_SHOWN),
             pending_since: self.timers.pending_since,

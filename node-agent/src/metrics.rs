@@ -12,10 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{FORGOTTEN, INVALID, MISSES, Report};
 use pointsman_dataplane::conntrack::Cleaned;
+use pointsman_dataplane::leftover::Found;
 use pointsman_dataplane::model::{Family, ForwardingTable, TrafficSide};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::index::Changes;
@@ -46,6 +48,7 @@ pub struct Metrics {
     objects_written: Labelled<IpFamily, Counter>,
     bytes_written: Labelled<IpFamily, Counter>,
     drifts: Labelled<IpFamily, Counter>,
+    leftovers: Labelled<IpFamily, Gauge>,
     watch_failures: Labelled<Watched, Counter>,
     status_writes: Counter,
     status_failures: Counter,
@@ -64,6 +67,7 @@ impl Default for Metrics {
             objects_written: Labelled::default(),
             bytes_written: Labelled::default(),
             drifts: Labelled::default(),
+            leftovers: Labelled::default(),
             watch_failures: Labelled::default(),
             status_writes: Counter::default(),
             status_failures: Counter::default(),
@@ -103,6 +107,11 @@ impl Metrics {
             "nftables_affinity_full",
             "Connections whose client had no room to be remembered for session affinity",
             self.forgotten.clone(),
+        );
+        own.register(
+            "leftover_rules",
+            "Places where a kube-proxy has rules beside the agent's: its own table, each variant of iptables",
+            self.leftovers.clone(),
         );
         own.register(
             "watch_failures",
@@ -217,6 +226,17 @@ impl Metrics {
     /// A check found the kernel different.
     pub fn drifted(&self, family: Family) {
         self.drifts.get_or_create(&family.into()).inc();
+    }
+
+    /// What a kube-proxy has in the kernel; none when nobody looks.
+    pub fn leftovers(&self, found: Option<&Found>) {
+        for family in Family::ALL {
+            let rules = found.map_or(&[][..], |found| &found.rules);
+            let places = rules.iter().filter(|leftover| leftover.family == family).count();
+            self.leftovers
+                .get_or_create(&family.into())
+                .set(i64::try_from(places).unwrap_or(i64::MAX));
+        }
     }
 
     /// What a counter of a backend in the kernel says by now. It begins anew with its rule or table.

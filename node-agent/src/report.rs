@@ -1,6 +1,6 @@
 //! The NodeProxy's status: what it says, and when it is written.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
@@ -8,9 +8,10 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource as _};
 use pointsman_api_client::chain;
 use pointsman_crds::conditions::{
-    self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, Observation, SYSCTLS_APPLIED,
+    self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, LEFTOVER_RULES, Observation, SYSCTLS_APPLIED,
 };
 use pointsman_crds::{Mode, NodeProxy, NodeProxyStatus};
+use pointsman_dataplane::leftover::{Leftover, Place};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -145,6 +146,7 @@ fn observe(state: &State) -> Vec<Observation> {
         applied(state),
         healthy(state),
         drifted(state),
+        leftover(state),
         sysctls(state),
         inputs(state),
     ]
@@ -228,6 +230,65 @@ fn drifted(state: &State) -> Observation {
         }
         None => Observation::new(DRIFTED, false, "AsMeant", "nobody else changed the agent's rules"),
     }
+}
+
+fn leftover(state: &State) -> Observation {
+    let Some(found) = &state.leftovers else {
+        return Observation::unknown(
+            LEFTOVER_RULES,
+            "Starting",
+            "kube-proxy's rules were not looked for yet",
+        );
+    };
+    let unread = found.unread.join("; ");
+    if found.rules.is_empty() {
+        return match unread.is_empty() {
+            true => Observation::new(
+                LEFTOVER_RULES,
+                false,
+                "NothingFound",
+                "kube-proxy has no rules here",
+            ),
+            false => Observation::unknown(LEFTOVER_RULES, "NotRead", unread),
+        };
+    }
+    let (reason, effect) = match found.rules.iter().any(Leftover::outranks) {
+        true => (
+            "KubeProxyDrops",
+            ", and no rule of the agent's outranks what they drop or refuse as told",
+        ),
+        false => (
+            "KubeProxyRules",
+            ", and none was found that ends packets which the agent forwards",
+        ),
+    };
+    let rules: Vec<String> = found.rules.iter().map(ToString::to_string).collect();
+    let removals: BTreeSet<String> = found
+        .rules
+        .iter()
+        .map(|leftover| format!("`{}`", leftover.removal()))
+        .collect();
+    let removals: Vec<String> = removals.into_iter().collect();
+    let unread = match unread.is_empty() {
+        true => unread,
+        false => format!(" Not everything could be read: {unread}."),
+    };
+    // The kernel puts the newer of two chains with one priority in front (`nf_hook_entries_grow`).
+    let runs_iptables = matches!(state.mode, Some((Mode::IPTables, _)));
+    let has_table = found.rules.iter().any(|leftover| leftover.place == Place::Table);
+    let first = match runs_iptables && has_table {
+        true => {
+            " In mode IPTables, a table of its that is newer than those of iptables translates before the agent's rules do."
+        }
+        false => "",
+    };
+    let message = format!(
+        "kube-proxy has rules here: {}. They go on translating for Services that are gone{effect}.{first}{unread} If kube-proxy no longer \
+         runs on this node, remove them: {}",
+        rules.join("; "),
+        removals.join(", ")
+    );
+    Observation::new(LEFTOVER_RULES, true, reason, message)
 }
 
 fn sysctls(state: &State) -> Observation {

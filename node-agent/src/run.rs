@@ -12,6 +12,7 @@ use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error};
 use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::iptables::{Iptables, Programs};
+use pointsman_dataplane::leftover::Search;
 use pointsman_dataplane::model::Family;
 use pointsman_dataplane::nftables::{Nftables, probe::probe};
 use tokio::runtime;
@@ -167,11 +168,13 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         .name("conntrack".to_owned())
         .spawn(move || worker.run(|cleaned| counted.cleaned(cleaned)))
         .context("starting the thread that deletes stale connection entries")?;
+    let mut leftovers = Search::default();
     let engine = Engine::new(
         Kernel {
             make_backend: Arc::new(backend),
             probe: Arc::new(probe),
             release: kernel_release().unwrap_or_default(),
+            look_for_leftovers: Box::new(move |families| leftovers.look(families)),
         },
         parameters,
         cleaner,

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use pointsman_crds::Mode;
+use pointsman_dataplane::leftover::Found;
 use pointsman_dataplane::model::Family;
 
 use crate::source::Assignment;
@@ -32,6 +33,8 @@ pub struct State {
     pub digest: u128,
     /// What the last check of the kernel found changed by somebody else; repaired since.
     pub drift: Option<String>,
+    /// What a kube-proxy has in the kernel beside ours; none before the first look.
+    pub leftovers: Option<Found>,
     /// Kernel parameters that do not have their value, each with why and what to do.
     pub sysctl_failures: Vec<String>,
     /// How many objects could not be used in full, and the first few of their problems.

@@ -185,7 +185,7 @@ fn packets(line: &str) -> Option<u64> {
 }
 
 /// The chain and the rest of an `-A` line, with or without counters in front.
-fn rule_of(line: &str) -> Option<(&str, &str)> {
+pub(super) fn rule_of(line: &str) -> Option<(&str, &str)> {
     let line = match line.strip_prefix('[') {
         Some(counted) => counted.split_once("] ")?.1,
         None => line,
@@ -204,7 +204,7 @@ fn is_ours(rule: &str) -> bool {
 }
 
 /// The chain or target that a rule goes to.
-fn target(rule: &str) -> Option<&str> {
+pub(super) fn target(rule: &str) -> Option<&str> {
     after(rule, &["-j", "-g"])
 }
 
@@ -216,7 +216,7 @@ fn after<'a>(rule: &'a str, options: &[&str]) -> Option<&'a str> {
 }
 
 /// The words of a rule as iptables-save prints it; quotes stay, and in them a backslash escapes.
-fn words(rule: &str) -> impl Iterator<Item = &str> {
+pub(super) fn words(rule: &str) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
     rule.split(move |letter| {
         match letter {

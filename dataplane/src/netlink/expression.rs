@@ -399,6 +399,45 @@ impl Expression {
     }
 }
 
+/// Of somebody else's rule (`NFTA_RULE_EXPRESSIONS`), what matters to where packets may end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    /// Whether it looks at the packet's headers or whose its addresses are, so that it is about some packets only.
+    pub reads_packet: bool,
+    /// Whether it refuses.
+    pub refuses: bool,
+    /// Its verdict, if it always has the same one.
+    pub verdict: Option<Verdict>,
+    /// The map that it looks a verdict up in.
+    pub map: Option<String>,
+}
+
+impl Course {
+    /// Reads a rule. What is not known is passed over.
+    #[must_use]
+    pub fn read(rule: &[u8]) -> Self {
+        let mut course = Self::default();
+        for (_, expression) in Attributes(rule) {
+            let expression = Attributes(expression);
+            let data = expression.nested(EXPR_DATA);
+            match expression.text(EXPR_NAME) {
+                Some("payload" | "fib") => course.reads_packet = true,
+                Some("reject") => course.refuses = true,
+                // NFTA_IMMEDIATE_DREG, _DATA.
+                Some("immediate") if data.u32(1) == Some(VERDICT_REGISTER) => {
+                    course.verdict = data.get(2).and_then(Verdict::read);
+                }
+                // NFTA_LOOKUP_SET, _DREG.
+                Some("lookup") if data.u32(3) == Some(VERDICT_REGISTER) => {
+                    course.map = data.text(1).map(str::to_owned);
+                }
+                _ => (),
+            }
+        }
+        course
+    }
+}
+
 /// Whether a rule that was read (`NFTA_RULE_EXPRESSIONS`) is this one. Attributes that are not written here are passed
 /// over: other kernels may have more of them. Anonymous sets are known by the beginning of their name only.
 #[must_use]
@@ -448,6 +487,21 @@ fn has_nested(ours: &[u8], theirs: &[u8]) -> bool {
 }
 
 impl Verdict {
+    /// Reads it from data (`NFTA_DATA_VERDICT`); none when the data is no verdict.
+    pub(super) fn read(data: &[u8]) -> Option<Self> {
+        let verdict = Attributes(data).nested(DATA_VERDICT);
+        let chain = || verdict.text(2).map(str::to_owned);
+        // NFTA_VERDICT_CODE is a signed number.
+        Some(match verdict.u32(1)?.cast_signed() {
+            0 => Self::Drop,
+            1 => Self::Accept,
+            -3 => Self::Jump(chain()?),
+            -4 => Self::Goto(chain()?),
+            -5 => Self::Return,
+            _ => return None,
+        })
+    }
+
     /// Writes it as `NFTA_DATA_VERDICT`.
     pub fn write(&self, writer: &mut Writer) {
         let (code, chain): (i32, Option<&str>) = match self {

@@ -127,6 +127,8 @@ pub enum Listing<'a> {
     Chains,
     /// All rules of the table.
     Rules,
+    /// The rules of one chain.
+    RulesOf(&'a str),
     /// All sets of the table.
     Sets,
     /// The elements of a set.
@@ -142,7 +144,7 @@ pub fn request(table: TableName, listing: Listing<'_>, sequence: u32) -> Vec<u8>
     let kind = match listing {
         Listing::Tables => GETTABLE,
         Listing::Chains => GETCHAIN,
-        Listing::Rules => GETRULE,
+        Listing::Rules | Listing::RulesOf(_) => GETRULE,
         Listing::Sets => GETSET,
         Listing::Elements(_) => GETSETELEM,
         Listing::Counters => GETOBJ,
@@ -155,9 +157,10 @@ pub fn request(table: TableName, listing: Listing<'_>, sequence: u32) -> Vec<u8>
         Listing::Chains | Listing::Rules | Listing::Sets | Listing::Counters => {
             writer.put_text(1, table.name)
         }
-        Listing::Elements(set) => {
+        // NFTA_RULE_CHAIN, NFTA_SET_ELEM_LIST_SET.
+        Listing::RulesOf(name) | Listing::Elements(name) => {
             writer.put_text(1, table.name);
-            writer.put_text(2, set);
+            writer.put_text(2, name);
         }
     }
     writer.end_message(begun);

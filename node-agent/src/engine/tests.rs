@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use pointsman_crds::ProxyPolicySpec;
 use pointsman_dataplane::backend::{Error, Observed, Report};
+use pointsman_dataplane::leftover::{Leftover, Place};
 use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey, Protocol, Service,
     ServiceName, ServicePort, Weight,
@@ -109,7 +110,22 @@ struct Agent {
     v6: Arc<Mutex<Held>>,
     /// What backends of mode NFTables did, by family.
     nftables: Arc<Mutex<BTreeMap<Family, Arc<Mutex<Held>>>>>,
+    leftovers: Arc<Mutex<KubeProxys>>,
     _state_dir: tempfile::TempDir,
+}
+
+/// What a kube-proxy has in the kernel, and how often it was looked for.
+#[derive(Default)]
+struct KubeProxys {
+    rules: Found,
+    looks: usize,
+}
+
+impl KubeProxys {
+    fn look(&mut self) -> Found {
+        self.looks += 1;
+        self.rules.clone()
+    }
 }
 
 impl Agent {
@@ -130,6 +146,8 @@ impl Agent {
             };
             Ok(Box::new(Recorder { family, kernel }))
         });
+        let leftovers = Arc::<Mutex<KubeProxys>>::default();
+        let looked_at = Arc::clone(&leftovers);
         let state_dir = tempfile::tempdir().unwrap();
         let (state_in, state) = watch::channel(State::default());
         let (checks_in, checks) = watch::channel(HealthChecks::default());
@@ -140,6 +158,7 @@ impl Agent {
                 make_backend: make,
                 probe: Arc::new(probe),
                 release: "6.1.0".into(),
+                look_for_leftovers: Box::new(move |_| looked_at.lock().unwrap().look()),
             },
             parameters,
             Cleaner::new().0,
@@ -158,6 +177,7 @@ impl Agent {
             v4,
             v6,
             nftables,
+            leftovers,
             _state_dir: state_dir,
         }
     }
@@ -442,6 +462,55 @@ async fn what_happens_in_tables_of_others_is_not_looked_at() {
     assert_eq!(agent.v4.lock().unwrap().calls, ["observe"]);
     let shown = agent.state.borrow().drift.is_some();
     assert!(shown, "others have not had the time to hear of it");
+}
+
+#[tokio::test]
+async fn leftovers_of_a_kube_proxy_are_told_as_they_come_and_go() {
+    let mut agent = Agent::start();
+    agent.list(assignment(|_| {})).await;
+    agent.tell([Event::Addresses(Vec::new())]).await;
+    let state = agent.until("programmed", State::is_programmed).await;
+    assert_eq!(
+        (state.leftovers, agent.leftovers.lock().unwrap().looks),
+        (None, 0)
+    );
+    let is = |wanted: Found| move |state: &State| state.leftovers.as_ref() == Some(&wanted);
+    agent.until("a first look", is(Found::default())).await;
+
+    let leftover = Leftover {
+        family: Family::V4,
+        place: Place::Table,
+        before: Vec::new(),
+        destinations: Vec::new(),
+        more: 0,
+        anywhere: Vec::new(),
+    };
+    let there = Found {
+        rules: vec![leftover],
+        unread: Vec::new(),
+    };
+    agent.leftovers.lock().unwrap().rules = there.clone();
+    agent.tell([touched(&["firewalld", "kube-proxy"])]).await;
+    agent.until("found", is(there)).await;
+    let gauge = |value| format!("pointsman_agent_leftover_rules{{ip_family=\"IPv4\"}} {value}\n");
+    assert!(agent.metrics.text().contains(&gauge(1)));
+
+    // However often somebody changes them, they are looked at once in a while.
+    let looks = agent.leftovers.lock().unwrap().looks;
+    agent.leftovers.lock().unwrap().rules = Found::default();
+    agent.tell((0..50).map(|_| touched(&["nat"]))).await;
+    agent.until("gone", is(Found::default())).await;
+    assert!(agent.leftovers.lock().unwrap().looks < looks + 10);
+    assert!(agent.metrics.text().contains(&gauge(0)));
+    assert!(
+        !agent.v4.lock().unwrap().calls.contains(&"observe"),
+        "ours were not touched"
+    );
+
+    agent.tell([Event::Assignment(None)]).await;
+    agent
+        .until("nothing to do", |state| state.leftovers.is_none())
+        .await;
 }
 
 #[tokio::test]

@@ -1,4 +1,6 @@
 use pointsman_crds::{Mode, ProxyPolicySpec};
+use pointsman_dataplane::iptables::Variant;
+use pointsman_dataplane::leftover::Found;
 use pointsman_dataplane::model::Family;
 
 use super::*;
@@ -25,6 +27,7 @@ fn state() -> State {
         services: 3,
         endpoints: 9,
         node_eligible: true,
+        leftovers: Some(Found::default()),
         ..State::default()
     }
 }
@@ -68,6 +71,7 @@ fn a_node_that_forwards_says_so() {
             "Applied=True",
             "Healthy=True",
             "Drifted=False",
+            "LeftoverRules=False",
             "SysctlsApplied=True",
             "InputsValid=True"
         ]
@@ -129,6 +133,49 @@ fn every_fault_has_its_condition() {
         ..state()
     };
     says(&stuck, "Healthy=False", "Stuck");
+}
+
+#[test]
+fn leftovers_are_told_with_what_they_do_and_what_to_do() {
+    let look = |leftovers| State { leftovers, ..state() };
+    says(&look(None), "LeftoverRules=Unknown", "Starting");
+    let unread = Found {
+        unread: vec!["install iptables".into()],
+        ..Found::default()
+    };
+    says(&look(Some(unread.clone())), "LeftoverRules=Unknown", "NotRead");
+    let place = |place| Leftover {
+        family: Family::V4,
+        place,
+        before: Vec::new(),
+        destinations: Vec::new(),
+        more: 0,
+        anywhere: Vec::new(),
+    };
+    let mut found = Found {
+        rules: vec![place(Place::Table), place(Place::Iptables(Variant::Nft))],
+        ..unread
+    };
+    says(&look(Some(found.clone())), "LeftoverRules=True", "KubeProxyRules");
+    found.rules[0].before = vec!["early".into()];
+    found.rules[0].destinations = vec!["203.0.113.9 port 80/TCP".into()];
+    let state = look(Some(found));
+    says(&state, "LeftoverRules=True", "KubeProxyDrops");
+    let message = leftover(&state).message;
+    for words in [
+        "before the agent's rules, early can drop or refuse packets to 203.0.113.9 port 80/TCP",
+        "install iptables",
+        "`kube-proxy --cleanup`",
+        "`nft delete table ip kube-proxy`",
+        "translates before the agent's rules do",
+    ] {
+        assert!(message.contains(words), "{message}");
+    }
+    let nftables = State {
+        mode: Some((Mode::NFTables, None)),
+        ..state
+    };
+    assert!(!leftover(&nftables).message.contains("translates before"));
 }
 
 #[test]

@@ -128,19 +128,6 @@ pub fn elements(message: &Message<'_>, mut each: impl FnMut(Element)) {
         let Some(key) = element.get(1).and_then(value) else {
             continue;
         };
-        let verdict = |data: &[u8]| {
-            let verdict = Attributes(data).nested(2);
-            let chain = || verdict.text(2).map(str::to_owned);
-            // NFTA_VERDICT_CODE is a signed number.
-            Some(match verdict.u32(1)?.cast_signed() {
-                0 => Verdict::Drop,
-                1 => Verdict::Accept,
-                -3 => Verdict::Jump(chain()?),
-                -4 => Verdict::Goto(chain()?),
-                -5 => Verdict::Return,
-                _ => return None,
-            })
-        };
         let data = element.get(2);
         each(Element {
             key,
@@ -148,7 +135,7 @@ pub fn elements(message: &Message<'_>, mut each: impl FnMut(Element)) {
             value: data.and_then(|data| {
                 value(data)
                     .map(Value::Data)
-                    .or_else(|| verdict(data).map(Value::Verdict))
+                    .or_else(|| Verdict::read(data).map(Value::Verdict))
             }),
         });
     }
