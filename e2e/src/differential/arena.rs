@@ -297,7 +297,12 @@ impl Open {
             .iter()
             .filter_map(|(slot, _)| world.services.get(slot)?.affinity);
         let affinity = affinities.max();
+        let is_restricted = |(slot, _): &(u8, _)| {
+            let service = world.services.get(slot);
+            service.is_some_and(|service| !service.ranges.is_empty())
+        };
         let sight = match (affinity, question.sender) {
+            (None | Some(1), Sender::Crowd) if claims.iter().any(is_restricted) => Sight::Few,
             (None, _) | (Some(1), Sender::Crowd) => Sight::All,
             (Some(_), Sender::Crowd | Sender::Remote) => return None,
             (Some(_), _) => Sight::Sticky,

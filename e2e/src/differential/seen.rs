@@ -46,6 +46,8 @@ pub enum Sight {
     All,
     /// One sender gets one endpoint, and each side chooses its own.
     Sticky,
+    /// Of many senders only a few are let in, so that not every endpoint gets one.
+    Few,
 }
 
 impl Seen {
@@ -110,17 +112,15 @@ impl Seen {
         if self.failures != other.failures {
             return false;
         }
+        let same = |(by, source): &(SocketAddr, Source)| {
+            let there = other.answers.iter().find(|(there, _)| there == by);
+            there.is_none_or(|(_, there)| there == source)
+        };
+        let alike = self.answers.is_empty() == other.answers.is_empty() && self.answers.iter().all(same);
         match sight {
             Sight::All => self.answers == other.answers,
-            Sight::Sticky => {
-                let same = |(by, source): &(SocketAddr, Source)| {
-                    let there = other.answers.iter().find(|(there, _)| there == by);
-                    there.is_none_or(|(_, there)| there == source)
-                };
-                self.answers.is_empty() == other.answers.is_empty()
-                    && self.answers.iter().all(same)
-                    && (self.answers.len() > 1) == (other.answers.len() > 1)
-            }
+            Sight::Sticky => alike && (self.answers.len() > 1) == (other.answers.len() > 1),
+            Sight::Few => alike,
         }
     }
 }
@@ -184,5 +184,20 @@ mod tests {
         let sticks = seen(&["10.1.1.1:80 10.0.0.1:1"], &[]);
         let wanders = seen(&["10.1.1.1:80 10.0.0.1:1", "10.1.1.2:80 10.0.0.1:1"], &[]);
         assert!(!sticks.agrees(&wanders, Sight::Sticky));
+    }
+
+    #[test]
+    fn few_who_are_let_in_may_get_different_endpoints_and_nothing_else() {
+        let one = seen(&["10.1.1.1:80 10.0.0.1:1"], &[Outcome::TimedOut]);
+        let other = seen(&["10.1.1.2:80 10.0.0.1:1"], &[Outcome::TimedOut]);
+        assert!(!one.agrees(&other, Sight::All) && one.agrees(&other, Sight::Few));
+        let masqueraded = seen(&["10.1.1.1:80 10.9.9.9:1"], &[Outcome::TimedOut]);
+        let (nobody, all) = (
+            seen(&[], &[Outcome::TimedOut]),
+            seen(&["10.1.1.1:80 10.0.0.1:1"], &[]),
+        );
+        for different in [masqueraded, nobody, all] {
+            assert!(!one.agrees(&different, Sight::Few), "{different}");
+        }
     }
 }
