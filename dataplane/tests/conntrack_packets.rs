@@ -159,6 +159,11 @@ impl Site {
             .expect("a walk over the entries")
     }
 
+    /// Waits until no walk is under way any more: changes that come quickly are gathered, and not every one needs one.
+    fn rest(&self) {
+        while self.walks.recv_timeout(Duration::from_secs(1)).is_ok() {}
+    }
+
     /// Waits until walks have deleted so many entries, gives how many they were.
     fn walked_until(&self, deleted: u64) -> u64 {
         let mut sum = 0;
@@ -440,7 +445,7 @@ fn issue_122740_a_restart_keeps_what_is_good(mut site: Site) {
     gone.ports.iter_mut().for_each(|port| port.node_port = None);
     site.serve(&gone, &[servers[0]]);
     site.serve(&web, &servers);
-    while site.walks.try_recv().is_ok() {}
+    site.rest();
     // Clients of every server, so that there is one of that which goes.
     let mut flows: Vec<(Flow, IpAddr)> = Vec::new();
     while servers
@@ -646,7 +651,7 @@ fn more_endpoints_disturb_nobody(mut site: Site) {
     site.serve(&web, &servers[..1]);
     let flow = site.flow(site.node.at.vip, PORT);
     flow.until_from(servers[0]);
-    while site.walks.try_recv().is_ok() {}
+    site.rest();
     let id = site.entry(&flow).unwrap().id;
     site.serve(&web, &servers);
     // The next change that needs a walk looks at these frontends, too.
@@ -697,9 +702,9 @@ fn what_is_in_another_zone_stays(mut site: Site) {
     plain.until_nothing();
     assert_eq!(site.entry(&zoned).unwrap().zone, 7);
     let id = site.entry(&zoned).unwrap().id;
-    while site.walks.try_recv().is_ok() {}
+    site.rest();
     site.serve(&web, &[second]);
-    assert_eq!(site.walked(), 1, "that of the default zone");
+    assert_eq!(site.walked_until(1), 1, "that of the default zone");
     zoned.goes_on(Heard::From(first));
     assert_eq!(site.entry(&zoned).unwrap().id, id);
 }
@@ -710,7 +715,7 @@ fn rules_that_somebody_flushed_come_back(mut site: Site) {
     site.node.restore("*nat\n-F\n-X\nCOMMIT\n");
     let flow = site.flow(site.node.at.external, PORT);
     flow.until_nothing();
-    while site.walks.try_recv().is_ok() {}
+    site.rest();
     site.sync(&[]);
     flow.until_from(server);
 }
@@ -721,11 +726,10 @@ fn tcp_goes_on_when_nobody_asks_for_resets(mut site: Site) {
     let mut connection = Connection::open(&site.node.client, site.node.vip()).unwrap();
     let answer = connection.ask().unwrap();
     site.serve(&web, &servers[1..]);
-    // UDP changed as well, so there is a walk to wait for.
-    site.walked();
+    site.rest();
     assert_eq!(connection.ask().unwrap(), answer);
     site.serve(&web, &[]);
-    site.walked();
+    site.rest();
     assert_eq!(connection.ask().unwrap(), answer);
 }
 
@@ -771,11 +775,11 @@ fn tcp_is_reset_when_the_endpoint_is_gone_and_not_before(mut site: Site) {
             );
         }
     }
-    while site.walks.try_recv().is_ok() {}
+    site.rest();
     let mut stays = Connection::open(&site.node.client, site.node.vip()).unwrap();
     assert_eq!(stays.ask().unwrap().who, second);
     site.serve(&web, &[second]);
-    assert_eq!(site.walked(), 3);
+    assert_eq!(site.walked_until(3), 3);
     for connection in &mut connections {
         assert_eq!(
             connection.ask().unwrap_err().kind(),
@@ -791,9 +795,9 @@ fn tcp_is_reset_when_no_endpoint_is_left(mut site: Site) {
     site.serve(&web, &[first]);
     let mut connection = Connection::open(&site.node.client, site.node.vip()).unwrap();
     connection.ask().unwrap();
-    while site.walks.try_recv().is_ok() {}
+    site.rest();
     site.serve(&web, &[]);
-    assert_eq!(site.walked(), 1);
+    assert_eq!(site.walked_until(1), 1);
     assert_eq!(
         connection.ask().unwrap_err().kind(),
         io::ErrorKind::ConnectionReset
