@@ -13,8 +13,6 @@ use crate::netlink::socket::{NetlinkError, Socket};
 pub(super) const TABLE: &str = "kube-proxy";
 /// iptables' tables that it has chains in.
 const IPTABLES: [&str; 2] = ["nat", "filter"];
-/// How often everything is read again because somebody committed meanwhile.
-const TRIES: usize = 5;
 
 /// What the tables of a family hold of kube-proxy's.
 #[derive(Clone, Debug, Default)]
@@ -38,25 +36,11 @@ pub(super) fn name_of(family: Family) -> &'static str {
 /// # Errors
 /// When the kernel cannot be read.
 pub(super) fn read(socket: &mut Socket, family: Family) -> Result<(u32, InTables), NetlinkError> {
-    for _ in 0..TRIES {
-        let generation = socket.generation()?;
-        let read = read_once(socket, family);
-        if socket.generation()? == generation {
-            return read.map(|found| (generation, found));
-        }
-        // What was listed may have gone before it was looked into.
-    }
-    Err(NetlinkError::Unsteady)
+    socket.steadily(|socket, _| read_once(socket, family))
 }
 
 fn read_once(socket: &mut Socket, family: Family) -> Result<InTables, NetlinkError> {
-    let table = TableName {
-        family: match family {
-            Family::V4 => 2,
-            Family::V6 => 10,
-        },
-        name: TABLE,
-    };
+    let table = TableName::new(family, TABLE);
     let (mut flags, mut iptables) = (None, false);
     socket.list(
         table,

@@ -5,6 +5,7 @@
 
 use super::attribute::{NLM_F_DUMP, NLM_F_REQUEST, Writer};
 use super::expression::Verdict;
+use crate::model::Family;
 
 pub mod answer;
 mod batch;
@@ -62,6 +63,26 @@ pub struct TableName {
     pub family: u8,
     /// Its name.
     pub name: &'static str,
+}
+
+impl TableName {
+    /// The table of this name in a family.
+    #[must_use]
+    pub fn new(family: Family, name: &'static str) -> Self {
+        Self {
+            family: nfproto(family),
+            name,
+        }
+    }
+}
+
+/// The family's number in netfilter: `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+#[must_use]
+pub fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
 }
 
 /// Where a base chain hangs.

@@ -15,7 +15,7 @@ use std::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use super::attribute::{Message, Messages};
-use super::nftables::{NEWGEN, SUBSYSTEM};
+use super::nftables::{NEWGEN, SUBSYSTEM, nfproto};
 use crate::model::Family;
 
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -61,10 +61,7 @@ impl Touched {
     /// Whether something of a table by this name may have changed.
     #[must_use]
     pub fn has(&self, family: Family, table: &str) -> bool {
-        let number = match family {
-            Family::V4 => NFPROTO_IPV4,
-            Family::V6 => NFPROTO_IPV6,
-        };
+        let number = nfproto(family);
         match self {
             Self::Any => true,
             Self::Tables(tables) => tables.iter().any(|(of, name)| *of == number && name == table),
@@ -84,9 +81,6 @@ impl Touched {
         }
     }
 }
-
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
 
 /// A transaction that changed the ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]

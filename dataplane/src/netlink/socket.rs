@@ -29,6 +29,8 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// How often a dump is begun again because the ruleset changed under it.
 const DUMP_TRIES: usize = 20;
+/// How often several listings are begun again because somebody committed between them.
+const STEADY_TRIES: usize = 5;
 
 /// Why nf_tables did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +193,26 @@ impl Socket {
                 _ => (),
             }
             again();
+        }
+        Err(NetlinkError::Unsteady)
+    }
+
+    /// Reads what takes several listings, until nobody changed anything meanwhile; returned with the ruleset's generation.
+    /// `read` is told which attempt it is, from 0.
+    ///
+    /// # Errors
+    /// Those of `read`, or when the ruleset never held still.
+    pub fn steadily<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Self, usize) -> Result<T, NetlinkError>,
+    ) -> Result<(u32, T), NetlinkError> {
+        for attempt in 0..STEADY_TRIES {
+            let generation = self.generation()?;
+            let outcome = read(self, attempt);
+            // Otherwise what was listed may have gone before it was looked into.
+            if self.generation()? == generation {
+                return outcome.map(|found| (generation, found));
+            }
         }
         Err(NetlinkError::Unsteady)
     }

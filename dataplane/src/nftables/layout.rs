@@ -29,17 +29,11 @@ pub(super) struct Chain {
 }
 
 pub(super) fn table(family: Family) -> TableName {
-    TableName {
-        family: Header::of(family).number,
-        name: TABLE,
-    }
+    TableName::new(family, TABLE)
 }
 
 pub(super) fn deputy(family: Family) -> TableName {
-    TableName {
-        name: DEPUTY,
-        ..table(family)
-    }
+    TableName::new(family, DEPUTY)
 }
 
 /// Where destinations are translated: before kube-proxy (-100), since the first that translates wins.

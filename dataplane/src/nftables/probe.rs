@@ -6,12 +6,11 @@
 use nix::errno::Errno;
 
 use super::entry::{Class, Entry, Map};
-use super::layout::{COUNTERS, chains};
+use super::layout::chains;
 use super::picks::class_chains;
 use super::sets::{affinity_set, set};
-use super::state::State;
 use super::words::{Header, R0, Rule, dnat, look_up};
-use super::write::{put_chain, put_elements};
+use super::write::{put_chain, put_elements, put_layout};
 use crate::model::{Context, DetectLocal, Family, NodePortAddresses, Settings};
 use crate::netlink::expression::{Ct, DynamicOp, Expression as E, FibAddress, Meta, Refusal, Register};
 use crate::netlink::nftables::{Batch, Hook, TableName};
@@ -63,10 +62,7 @@ fn missing_from(socket: &mut Socket, family: Family) -> Vec<&'static Feature> {
 
 /// Has the kernel check what is put into a table that there is not.
 fn show(socket: &mut Socket, family: Family, put: fn(&mut Batch, Family)) -> Result<(), NetlinkError> {
-    let mut batch = socket.batch(TableName {
-        family: Header::of(family).number,
-        name: TABLE,
-    });
+    let mut batch = socket.batch(TableName::new(family, TABLE));
     batch.add_table();
     put(&mut batch, family);
     socket.commit(&batch.finish_for_check())
@@ -103,9 +99,6 @@ fn is_final(error: &NetlinkError) -> bool {
 
 /// Everything that any settings can bring into the table.
 fn put_all(batch: &mut Batch, family: Family) {
-    COUNTERS.iter().for_each(|name| batch.add_counter(name));
-    Map::ALL.iter().for_each(|map| batch.add_set(&set(*map, family)));
-    batch.add_set(&affinity_set(LONGEST, family));
     let mut anonymous = 0;
     let mut context = Context {
         settings: Settings {
@@ -119,10 +112,8 @@ fn put_all(batch: &mut Batch, family: Family) {
         .into_iter()
         .filter_map(|range| range.parse().ok())
         .collect();
-    for chain in chains(&context, family) {
-        put_chain(batch, &chain, &mut anonymous);
-    }
-    put_elements(batch, &State::fixed(), true);
+    put_layout(batch, &chains(&context, family), family, &mut anonymous);
+    batch.add_set(&affinity_set(LONGEST, family));
     for (number, class) in [(101, Class::Pick(2)), (102, Class::Sticky(2, LONGEST))] {
         for chain in class_chains(class, family) {
             put_chain(batch, &chain, &mut anonymous);

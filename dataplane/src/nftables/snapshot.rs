@@ -12,9 +12,6 @@ use crate::netlink::nftables::answer::{self, BaseRead};
 use crate::netlink::nftables::{Listing, SET_ANONYMOUS, SetSpec, TABLE_DORMANT};
 use crate::netlink::socket::{NetlinkError, Socket};
 
-/// How often everything is read again because somebody committed meanwhile.
-const TRIES: usize = 5;
-
 /// The table as it was read.
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
@@ -71,12 +68,18 @@ impl Snapshot {
         mut again: impl FnMut(),
         mut each: impl FnMut(Entry),
     ) -> Result<Self, NetlinkError> {
-        Self::steadily(socket, |snapshot, socket, is_first| {
-            if !is_first {
+        let (generation, snapshot) = socket.steadily(|socket, attempt| {
+            if attempt > 0 {
                 again();
             }
+            let mut snapshot = Self::default();
             snapshot.read_outline(socket, family)?;
-            snapshot.read_elements(socket, family, &mut again, &mut each)
+            snapshot.read_elements(socket, family, &mut again, &mut each)?;
+            Ok(snapshot)
+        })?;
+        Ok(Self {
+            generation,
+            ..snapshot
         })
     }
 
@@ -85,32 +88,15 @@ impl Snapshot {
     /// # Errors
     /// When the kernel cannot be read.
     pub(super) fn outline(socket: &mut Socket, family: Family) -> Result<Self, NetlinkError> {
-        Self::steadily(socket, |snapshot, socket, _| {
-            snapshot.read_outline(socket, family)
+        let (generation, snapshot) = socket.steadily(|socket, _| {
+            let mut snapshot = Self::default();
+            snapshot.read_outline(socket, family)?;
+            Ok(snapshot)
+        })?;
+        Ok(Self {
+            generation,
+            ..snapshot
         })
-    }
-
-    /// Reads until nobody changed anything meanwhile.
-    fn steadily(
-        socket: &mut Socket,
-        mut read: impl FnMut(&mut Self, &mut Socket, bool) -> Result<(), NetlinkError>,
-    ) -> Result<Self, NetlinkError> {
-        for attempt in 0..TRIES {
-            let generation = socket.generation()?;
-            let mut snapshot = Self {
-                generation,
-                ..Self::default()
-            };
-            let outcome = read(&mut snapshot, socket, attempt == 0);
-            let is_same = socket.generation()? == generation;
-            match outcome {
-                Ok(()) if is_same => return Ok(snapshot),
-                Err(error) if is_same => return Err(error),
-                // What was listed may have gone before its elements were read.
-                _ => (),
-            }
-        }
-        Err(NetlinkError::Unsteady)
     }
 
     fn read_outline(&mut self, socket: &mut Socket, family: Family) -> Result<(), NetlinkError> {

@@ -8,6 +8,7 @@ use super::entry::Map;
 use crate::backend::MISSES;
 use crate::model::{Family, LocalTraffic};
 use crate::netlink::expression::{Base, Expression as E, Meta, Register, Verdict};
+use crate::netlink::nftables::nfproto;
 
 /// One rule.
 pub(super) type Rule = Vec<E>;
@@ -32,7 +33,7 @@ impl Header {
     pub(super) fn of(family: Family) -> Self {
         match family {
             Family::V4 => Self {
-                number: 2,
+                number: nfproto(family),
                 source: 12,
                 destination: 16,
                 length: 4,
@@ -40,7 +41,7 @@ impl Header {
                 unreachable: 3,
             },
             Family::V6 => Self {
-                number: 10,
+                number: nfproto(family),
                 source: 8,
                 destination: 24,
                 length: 16,

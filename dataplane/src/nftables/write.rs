@@ -146,15 +146,7 @@ impl<'a> Writing<'a> {
     pub(super) fn make(&mut self, wanted: &[Chain], change: &Change) -> Result<(), Error> {
         let mut batch = self.batch();
         batch.add_table();
-        COUNTERS.iter().for_each(|name| batch.add_counter(name));
-        Map::ALL
-            .iter()
-            .for_each(|map| batch.add_set(&set(*map, self.family)));
-        let mut anonymous = 0;
-        wanted
-            .iter()
-            .for_each(|chain| put_chain(&mut batch, chain, &mut anonymous));
-        put_elements(&mut batch, &State::fixed(), true);
+        put_layout(&mut batch, wanted, self.family, &mut 0);
         self.commit(batch)?;
         self.send(change, Unsent::default())
     }
@@ -290,6 +282,14 @@ impl<'a> Writing<'a> {
             batch.delete_set(&affinity_set(*seconds, self.family).name);
         }
     }
+}
+
+/// What a table has whatever Services there are.
+pub(super) fn put_layout(batch: &mut Batch, wanted: &[Chain], family: Family, anonymous: &mut u32) {
+    COUNTERS.iter().for_each(|name| batch.add_counter(name));
+    Map::ALL.iter().for_each(|map| batch.add_set(&set(*map, family)));
+    wanted.iter().for_each(|chain| put_chain(batch, chain, anonymous));
+    put_elements(batch, &State::fixed(), true);
 }
 
 /// A chain with its rules.
