@@ -17,6 +17,9 @@ pub const DEAD_CONNECTION_LIMIT: Duration = Duration::from_secs(14);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 3;
+/// Each watch reads ahead this much, in bytes, which is also the most that a head of an answer may have. Without a limit a
+/// long list makes it half a megabyte.
+const READ_AHEAD: usize = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no client.
@@ -71,7 +74,9 @@ fn build(config: Config) -> kube::Result<Client> {
     // Without this the keepalive probes wait until unacknowledged data has been given up, which takes 15 minutes.
     http.set_tcp_user_timeout(Some(DEAD_CONNECTION_LIMIT));
     let https = config.rustls_https_connector_with_connector(http)?;
-    let client = hyper_util::client::legacy::Builder::new(TokioExecutor::new()).build(https);
+    let client = hyper_util::client::legacy::Builder::new(TokioExecutor::new())
+        .http1_max_buf_size(READ_AHEAD)
+        .build(https);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .layer(RetryLayer::new(RetryPolicy::server_retry()))

@@ -17,7 +17,7 @@ pub trait Backend: Send {
     fn tables(&self) -> &'static [&'static str];
 
     /// Brings the kernel from the table before `diff` to `table`, which already contains it. Work follows the
-    /// size of `diff`, not of `table`.
+    /// size of `diff`, not of `table`; where all is new ([`Diff::all`]) it is [`Backend::sync`].
     ///
     /// # Errors
     /// When the kernel did not take the change. It then holds the state before, or part of the change in a

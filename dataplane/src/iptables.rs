@@ -126,6 +126,9 @@ impl Backend for Iptables {
     }
 
     fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error> {
+        if diff.all {
+            return self.sync(table);
+        }
         check_interface(&table.context().local_traffic(self.style.family))?;
         // Taken out: after a failure nothing is known, and the next call reads the kernel.
         let Some(mut state) = self.state.take() else {

@@ -19,8 +19,8 @@ pub use frontend::{
     Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
     PortKey, TrafficSide,
 };
-pub use input::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TrafficPolicy};
-pub use names::{Family, Protocol, ServiceName, ServicePortName};
+pub use input::{Common, Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TrafficPolicy};
+pub use names::{Family, IpPort, Protocol, ServiceName, ServicePortName};
 pub use problem::Problem;
 pub use table::{Change, Diff, ForwardingTable};
 pub use trace::{Ingress, Packet, Target, Verdict};

@@ -168,12 +168,11 @@ impl Nftables {
                 state
             }
             None => {
-                let mut state = State::new(family);
-                let change = state.become_table(table).map_err(full)?;
+                let (state, change) = State::of_table(family, table).map_err(full)?;
                 if snapshot.is_there {
-                    writing.replace(&wanted, &change, &snapshot)?;
+                    writing.replace(&wanted, &state, &change, &snapshot)?;
                 } else {
-                    writing.make(&wanted, &change)?;
+                    writing.make(&wanted, &state, &change)?;
                     if snapshot.has_deputy {
                         writing.remove_deputy(&[])?;
                     }
@@ -231,6 +230,9 @@ impl Backend for Nftables {
     }
 
     fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error> {
+        if diff.all {
+            return self.sync(table);
+        }
         // Taken out: after a failure nothing is known, and the next call reads the kernel.
         let Some(mut held) = self.held.take() else {
             return self.sync(table);

@@ -103,8 +103,7 @@ impl Site {
             local: address == self.node.at.pod,
             unplaced: false,
             for_nodes: None,
-            for_zones: None,
-            weight: Weight::USUAL,
+            common: None,
         }
     }
 
@@ -190,7 +189,7 @@ impl Site {
     /// The entry of a flow.
     fn entry(&self, flow: &Flow) -> Option<Entry> {
         let of_flow = |entry: &Entry| {
-            entry.original.source.port() == flow.port && entry.original.destination == flow.to
+            entry.original.source.port() == flow.port && entry.original.destination == flow.to.into()
         };
         self.entries().into_iter().find(of_flow)
     }
@@ -376,10 +375,8 @@ fn an_endpoint_with_weight_0_keeps_its_flows(mut site: Site) {
     site.serve(&web, &[first]);
     let flow = site.flow(site.node.at.vip, PORT);
     flow.until_from(first);
-    let weighing = |site: &Site, address, weight| Endpoint {
-        weight: Weight::Given(Some(weight)),
-        ..site.endpoint(address)
-    };
+    let weighing =
+        |site: &Site, address, weight| site.endpoint(address).weighing(Weight::Given(Some(weight)));
     for weights in [[3, 1], [0, 1]] {
         let endpoints = [first, second].into_iter().zip(weights);
         let endpoints = endpoints.map(|(address, weight)| weighing(&site, address, weight));

@@ -23,7 +23,7 @@ use nix::time::{ClockId, clock_gettime};
 use pointsman_dataplane::conntrack::{Ctnetlink, Entry, Filter, Progress, Review, clean};
 use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, Protocol, Service, ServiceName,
-    ServicePort, Weight, compile,
+    ServicePort, compile,
 };
 use pointsman_dataplane::netlink::attribute::{
     Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR, Writer,
@@ -199,8 +199,7 @@ fn dns(number: u32, endpoints: &[Ipv4Addr]) -> (Service, EndpointSlice) {
                 local: false,
                 unplaced: false,
                 for_nodes: None,
-                for_zones: None,
-                weight: Weight::USUAL,
+                common: None,
             })
             .collect(),
     };

@@ -142,7 +142,7 @@ impl Node {
         let network = &self.network;
         for (key, pool) in state.table.pools() {
             for endpoint in &pool.endpoints {
-                network.serve_endpoint(endpoint.address, key.owner.protocol);
+                network.serve_endpoint(endpoint.address.into(), key.owner.protocol);
             }
         }
         for flow in &moment.flows {
@@ -315,7 +315,7 @@ impl<'a> Probe<'a> {
         let most = (11.0 / tries).sqrt();
         let sum: f64 = targets.iter().map(|target| f64::from(target.share)).sum();
         let wrong = targets.iter().any(|target| {
-            let found = seen.get(&target.address).copied().unwrap_or_default();
+            let found = seen.get(&target.address.into()).copied().unwrap_or_default();
             (found as f64 / tries - f64::from(target.share) / sum).abs() > most
         });
         wrong.then(|| format!("{seen:?} of {tries}"))
@@ -350,7 +350,7 @@ impl<'a> Probe<'a> {
         let who = SocketAddr::new(answer.who, answer.port);
         let right = targets
             .iter()
-            .find(|target| target.address == who)
+            .find(|target| SocketAddr::from(target.address) == who)
             .is_some_and(|target| {
                 if target.masqueraded {
                     answer.saw != from && world::place_of(answer.saw) == Some(Place::Node)

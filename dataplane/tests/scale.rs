@@ -20,7 +20,7 @@ use pointsman_dataplane::backend::Backend;
 use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
 use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, Protocol, Service, ServiceName,
-    ServicePort, Weight, compile,
+    ServicePort, compile,
 };
 use pointsman_dataplane::nftables::Nftables;
 
@@ -62,8 +62,7 @@ fn set(table: &mut ForwardingTable, diff: &mut Diff, at: u32, endpoints: u32) {
                 local: at.is_multiple_of(100) && nth == 0,
                 unplaced: false,
                 for_nodes: None,
-                for_zones: None,
-                weight: Weight::USUAL,
+                common: None,
             })
             .collect(),
     };

@@ -1,11 +1,15 @@
 //! Services and their slices, compact, and which Services an event made different.
 
+mod words;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use pointsman_dataplane::model::{Compiled, Context, EndpointSlice, Service, ServiceName, compile};
 
 use crate::source::{Kind, Parsed, SliceName};
+use words::Words;
 
 /// All Services and slices that the sources told of.
 #[derive(Debug, Default)]
@@ -13,6 +17,7 @@ pub struct Index {
     services: HashMap<ServiceName, Entry>,
     /// The Service of each slice; a slice may be given to another one.
     owners: HashMap<SliceName, ServiceName>,
+    words: Words,
     /// The Services that are different, and whether they or their slices are.
     dirty: HashMap<ServiceName, Touched>,
     /// While a source lists, what it has named so far; the rest is gone when it ends.
@@ -40,21 +45,65 @@ pub struct Changes {
     pub slices: u64,
 }
 
+/// Small: there is one for each Service, in a map that has room for more.
 #[derive(Debug, Default)]
 struct Entry {
-    service: Option<Service>,
-    slices: BTreeMap<SliceName, EndpointSlice>,
+    service: Option<Box<Service>>,
+    slices: Slices,
+}
+
+/// The slices of one Service, sorted by name. Mostly there is one, and a list has room for no more than there are.
+#[derive(Debug, Default)]
+struct Slices(Vec<(SliceName, EndpointSlice)>);
+
+impl Slices {
+    fn place(&self, name: &SliceName) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other.cmp(name))
+    }
+
+    /// Puts a slice in the place of what has its name, or takes that away; whether it is different.
+    fn put(&mut self, name: &SliceName, slice: Option<EndpointSlice>) -> bool {
+        match (self.place(name), slice) {
+            (Ok(at), Some(slice)) => {
+                if self.0.get(at).is_some_and(|(_, known)| *known == slice) {
+                    return false;
+                }
+                if let Some((_, known)) = self.0.get_mut(at) {
+                    *known = slice;
+                }
+            }
+            (Err(at), Some(slice)) => {
+                self.0.reserve_exact(1);
+                self.0.insert(at, (name.clone(), slice));
+            }
+            (Ok(at), None) => {
+                self.0.remove(at);
+            }
+            (Err(_), None) => return false,
+        }
+        true
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &EndpointSlice> + Clone {
+        self.0.iter().map(|(_, slice)| slice)
+    }
 }
 
 impl Index {
     /// Takes in a Service as it is now.
-    pub fn set_service(&mut self, name: ServiceName, parsed: Parsed<Service>) {
+    pub fn set_service(&mut self, name: ServiceName, mut parsed: Parsed<Service>) {
+        let name = self.shared(name);
+        if let Some(service) = &mut parsed.object {
+            service.name = name.clone();
+            let ports = service.ports.iter_mut();
+            ports.for_each(|port| self.words.share(&mut port.name));
+        }
         self.named(Kind::Services, &name);
         self.note_problems(true, &name, parsed.problems);
         let entry = self.services.entry(name.clone()).or_default();
-        if entry.service != parsed.object {
-            say_direct_access(entry.service.as_ref(), parsed.object.as_ref());
-            entry.service = parsed.object;
+        if entry.service.as_deref() != parsed.object.as_ref() {
+            say_direct_access(entry.service.as_deref(), parsed.object.as_ref());
+            entry.service = parsed.object.map(Box::new);
             self.changes.services += 1;
             let touched = self.dirty.entry(name.clone()).or_default();
             if !std::mem::replace(&mut touched.service, true) {
@@ -67,13 +116,19 @@ impl Index {
     /// Takes in a slice as it is now; gives the Service that is different by it.
     pub fn set_slice(
         &mut self,
-        name: SliceName,
+        mut name: SliceName,
         parsed: Parsed<(ServiceName, EndpointSlice)>,
     ) -> Option<ServiceName> {
         self.named(Kind::Slices, &name);
         self.note_problems(false, &name, parsed.problems);
         let (owner, slice) = match parsed.object {
-            Some((owner, slice)) => (Some(owner), Some(slice)),
+            Some((owner, mut slice)) => {
+                let owner = self.shared(owner);
+                let ports = slice.ports.iter_mut();
+                ports.for_each(|port| self.words.share(&mut port.name));
+                name.namespace = Arc::clone(&owner.namespace);
+                (Some(owner), Some(slice))
+            }
             None => (None, None),
         };
         let before = match &owner {
@@ -92,14 +147,19 @@ impl Index {
         different
     }
 
+    /// The same name, in the memory that a Service of that name has already.
+    fn shared(&mut self, mut name: ServiceName) -> ServiceName {
+        if let Some((known, _)) = self.services.get_key_value(&name) {
+            return known.clone();
+        }
+        self.words.share(&mut name.namespace);
+        name
+    }
+
     fn put_slice(&mut self, owner: &ServiceName, name: &SliceName, slice: Option<EndpointSlice>) -> bool {
         let entry = self.services.entry(owner.clone()).or_default();
-        let differs = entry.slices.get(name) != slice.as_ref();
+        let differs = entry.slices.put(name, slice);
         if differs {
-            match slice {
-                Some(slice) => entry.slices.insert(name.clone(), slice),
-                None => entry.slices.remove(name),
-            };
             self.changes.slices += 1;
             let touched = self.dirty.entry(owner.clone()).or_default();
             if !std::mem::replace(&mut touched.slices, true) {
@@ -171,7 +231,7 @@ impl Index {
         if self
             .services
             .get(name)
-            .is_some_and(|entry| entry.service.is_none() && entry.slices.is_empty())
+            .is_some_and(|entry| entry.service.is_none() && entry.slices.0.is_empty())
         {
             self.services.remove(name);
         }
@@ -187,7 +247,7 @@ impl Index {
     /// ones, and those that another proxy looks after.
     pub fn foreign_endpoints(&self) -> impl Iterator<Item = IpAddr> {
         let foreign = self.services.values().filter(|entry| entry.service.is_none());
-        let slices = foreign.flat_map(|entry| entry.slices.values());
+        let slices = foreign.flat_map(|entry| entry.slices.iter());
         slices.flat_map(|slice| slice.endpoints.iter().map(|endpoint| endpoint.address))
     }
 
@@ -197,13 +257,10 @@ impl Index {
     }
 
     /// The Services that are different since the last call, compiled.
-    pub fn compile_changes(&mut self, context: &Context) -> Vec<Compiled> {
+    pub fn compile_changes<'a>(&'a mut self, context: &'a Context) -> impl Iterator<Item = Compiled> + 'a {
         self.pending = Changes::default();
-        let dirty: Vec<_> = self.dirty.drain().collect();
-        dirty
-            .into_iter()
-            .map(|(name, _)| self.compile(name, context))
-            .collect()
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_keys().map(|name| self.compile(name, context))
     }
 
     /// All Services, compiled.
@@ -227,7 +284,7 @@ impl Index {
             Some(Entry {
                 service: Some(service),
                 slices,
-            }) => compile(service, slices.values(), context),
+            }) => compile(service, slices.iter(), context),
             _ => Compiled::nothing(name),
         }
     }

@@ -1,8 +1,8 @@
 //! One tracked connection, as ctnetlink tells it (`ctnetlink_fill_info`).
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 
-use crate::model::{Family, Protocol};
+use crate::model::{Family, IpPort, Protocol};
 use crate::netlink::attribute::{Attributes, Writer, array};
 
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -28,9 +28,9 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
     /// Who sends.
-    pub source: SocketAddr,
+    pub source: IpPort,
     /// To whom.
-    pub destination: SocketAddr,
+    pub destination: IpPort,
 }
 
 /// A tracked connection of a protocol with ports.
@@ -176,8 +176,8 @@ impl Direction {
         Some(Self {
             protocol,
             tuple: Tuple {
-                source: SocketAddr::new(source?, source_port?),
-                destination: SocketAddr::new(destination?, destination_port?),
+                source: IpPort::new(source?, source_port?),
+                destination: IpPort::new(destination?, destination_port?),
             },
             zone,
         })
@@ -211,8 +211,8 @@ pub(super) mod testing {
 
     /// A connection of 10.244.9.9:4000 to `to` that goes to `goes_to`.
     pub(in super::super) fn entry(protocol: Protocol, to: &str, goes_to: &str) -> Entry {
-        let (to, goes_to): (SocketAddr, SocketAddr) = (to.parse().unwrap(), goes_to.parse().unwrap());
-        let client = if to.is_ipv4() {
+        let (to, goes_to): (IpPort, IpPort) = (to.parse().unwrap(), goes_to.parse().unwrap());
+        let client = if to.ip().is_ipv4() {
             "10.244.9.9:4000"
         } else {
             "[fd00:9::9]:4000"

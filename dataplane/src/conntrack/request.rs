@@ -105,7 +105,8 @@ fn family_number(family: Family) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, SocketAddr};
+    use crate::model::IpPort;
+    use std::net::IpAddr;
 
     use proptest::prelude::*;
 
@@ -251,13 +252,13 @@ mod tests {
         assert_eq!(entry.zone, 258);
     }
 
-    fn ends(v6: bool) -> impl Strategy<Value = SocketAddr> {
+    fn ends(v6: bool) -> impl Strategy<Value = IpPort> {
         let address = if v6 {
             any::<[u8; 16]>().prop_map(IpAddr::from).boxed()
         } else {
             any::<[u8; 4]>().prop_map(IpAddr::from).boxed()
         };
-        (address, any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port))
+        (address, any::<u16>()).prop_map(|(address, port)| IpPort::new(address, port))
     }
 
     fn entries() -> impl Strategy<Value = Entry> {

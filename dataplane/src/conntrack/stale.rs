@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use super::entry::Entry;
-use crate::model::{Destination, Family, FrontendKey, Pool, Protocol};
+use crate::model::{Destination, Family, FrontendKey, IpPort, Pool, Protocol};
 
 /// Where connections to a frontend may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum Allowed {
     /// Nowhere: the frontend is gone. If NodePorts answer on its address, the one of the same number has its packets.
     Gone,
     /// To whatever still exists, in whatever condition; sorted.
-    Existing(Arc<[SocketAddr]>),
+    Existing(Arc<[IpPort]>),
     /// Anywhere.
     Anybody,
 }
@@ -57,7 +57,7 @@ impl Allowed {
 }
 
 /// Both lists of a pool are sorted by address.
-fn has(pool: &Pool, address: SocketAddr) -> bool {
+fn has(pool: &Pool, address: IpPort) -> bool {
     let endpoints = &pool.endpoints;
     endpoints
         .binary_search_by_key(&address, |endpoint| endpoint.address)

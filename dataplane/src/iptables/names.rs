@@ -1,10 +1,10 @@
 //! Tables and chains: what they are called.
 
-use std::{fmt, net::SocketAddr};
+use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{Destination, FrontendKey, PoolKey, Protocol, TrafficPolicy};
+use crate::model::{Destination, FrontendKey, IpPort, PoolKey, Protocol, TrafficPolicy};
 
 /// What the names of all our chains begin with. A chain of this name is ours, whoever made it.
 pub(super) const PREFIX: &str = "PM-";
@@ -83,7 +83,7 @@ impl Chain {
     }
 
     /// The chain of an endpoint. Of the pool, too: both pools of a Service port may have it.
-    pub(super) fn endpoint(pool: &PoolKey, endpoint: SocketAddr) -> Self {
+    pub(super) fn endpoint(pool: &PoolKey, endpoint: IpPort) -> Self {
         Self::Endpoint(tag(pool, format_args!("{}{endpoint}", policy(pool))))
     }
 
@@ -111,7 +111,7 @@ fn policy(pool: &PoolKey) -> &'static str {
 
 /// The list in which `xt_recent` keeps the clients of an endpoint. The pools of a Service port share it, so that a
 /// client keeps its endpoint whichever way it comes.
-pub(super) struct Recent<'a>(pub(super) &'a PoolKey, pub(super) SocketAddr);
+pub(super) struct Recent<'a>(pub(super) &'a PoolKey, pub(super) IpPort);
 
 impl fmt::Display for Recent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -15,7 +15,7 @@ use super::frontend::{
     PortKey, TrafficSide,
 };
 use super::input::{EndpointSlice, Service, ServicePort, TrafficPolicy};
-use super::names::{Family, Protocol, ServiceName, ServicePortName};
+use super::names::{Family, IpPort, Protocol, ServiceName, ServicePortName};
 use super::problem::Problem;
 
 /// What a Service means on this node.
@@ -32,7 +32,7 @@ pub struct Compiled {
     /// The addresses that slices name for its TCP ports, in whatever condition, sorted: an endpoint that terminates
     /// leaves the pools, and its connections go on until it is gone from here. Only with
     /// [`super::Settings::reset_removed`].
-    pub existing: Vec<(PortKey, Arc<[SocketAddr]>)>,
+    pub existing: Vec<(PortKey, Arc<[IpPort]>)>,
     /// Its ClusterIPs, those apart that the policy leaves alone. What is addressed to one of them and to no frontend
     /// is refused.
     pub cluster_ips: Vec<IpAddr>,

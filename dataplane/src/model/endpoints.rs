@@ -3,13 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use super::frontend::PoolEndpoint;
 use super::input::{Endpoint, EndpointSlice, TrafficPolicy};
-use super::names::{Family, ServicePortName};
+use super::names::{Family, IpPort, ServicePortName};
 use super::weight::{Weights, share};
 
 /// The endpoints of one Service port in one family.
@@ -18,9 +18,9 @@ use super::weight::{Weights, share};
 /// order of slices does not matter.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    able: BTreeMap<SocketAddr, Candidate>,
+    able: BTreeMap<IpPort, Candidate>,
     /// Those with weight 0. They get no new connection, as if they were not there, and keep what they have.
-    resting: BTreeMap<SocketAddr, Candidate>,
+    resting: BTreeMap<IpPort, Candidate>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,7 +55,7 @@ impl Candidates {
     ) -> Self {
         let mut found: BTreeMap<_, Candidate> = BTreeMap::new();
         for (address, endpoint) in named(owner, family, slices) {
-            let weight = weights.of(&endpoint.weight);
+            let weight = weights.of(endpoint.weight());
             found.entry(address).or_default().take_in(endpoint, weight, zone);
         }
         found.retain(|_, it| it.ready || it.terminating);
@@ -81,9 +81,9 @@ impl Candidates {
     }
 
     /// Those that have weight 0, or serve while they terminate, and were not chosen: what they have, they keep.
-    pub(super) fn draining(&self, policy: TrafficPolicy, chosen: &[PoolEndpoint]) -> Box<[SocketAddr]> {
+    pub(super) fn draining(&self, policy: TrafficPolicy, chosen: &[PoolEndpoint]) -> Box<[IpPort]> {
         let of_policy = |it: &Candidate| policy == TrafficPolicy::Cluster || it.local;
-        let is_chosen = |address: &SocketAddr| chosen.binary_search_by_key(address, |it| it.address).is_ok();
+        let is_chosen = |address: &IpPort| chosen.binary_search_by_key(address, |it| it.address).is_ok();
         let terminating = self.able.iter().filter(|(_, it)| it.terminating);
         let all = terminating.chain(&self.resting).filter(|(_, it)| of_policy(it));
         let addresses = all.map(|(address, _)| *address);
@@ -140,7 +140,7 @@ impl Candidate {
         self.may_be_here |= endpoint.local || endpoint.unplaced;
         self.hinted[NODE] |= endpoint.for_nodes.is_some();
         self.meant[NODE] |= endpoint.for_nodes == Some(true);
-        if let Some(zones) = &endpoint.for_zones {
+        if let Some(zones) = endpoint.for_zones() {
             self.hinted[ZONE] = true;
             self.meant[ZONE] |= zones.iter().any(|for_zone| Some(&**for_zone) == zone);
         }
@@ -152,7 +152,7 @@ fn named<'a>(
     owner: &ServicePortName,
     family: Family,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
-) -> impl Iterator<Item = (SocketAddr, &'a Endpoint)> {
+) -> impl Iterator<Item = (IpPort, &'a Endpoint)> {
     let slices = slices.into_iter().filter(move |slice| slice.family == family);
     slices.flat_map(move |slice| {
         let ports = slice.ports.iter();
@@ -161,7 +161,7 @@ fn named<'a>(
             let endpoints = slice.endpoints.iter();
             endpoints
                 .filter(move |endpoint| impossible(endpoint, family).is_none())
-                .map(|endpoint| (SocketAddr::new(endpoint.address, port.port), endpoint))
+                .map(|endpoint| (IpPort::new(endpoint.address, port.port), endpoint))
         })
     })
 }
@@ -171,7 +171,7 @@ pub(super) fn existing<'a>(
     owner: &ServicePortName,
     family: Family,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
-) -> Arc<[SocketAddr]> {
+) -> Arc<[IpPort]> {
     let addresses: BTreeSet<_> = named(owner, family, slices).map(|(address, _)| address).collect();
     addresses.into_iter().collect()
 }

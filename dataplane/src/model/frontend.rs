@@ -1,15 +1,11 @@
 //! Frontends and pools: what a packet can be sent to, and whom it then reaches.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
 use super::input::TrafficPolicy;
-use super::names::{Family, Protocol, ServicePortName};
+use super::names::{Family, IpPort, Protocol, ServicePortName};
 
 /// What a packet must be addressed to for a frontend to take it. At most one frontend has a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -179,14 +175,14 @@ pub struct Pool {
     pub affinity: Option<u32>,
     /// UDP only, sorted: endpoints that get no new flows because they terminate or have weight 0, but still serve those
     /// that they have.
-    pub draining: Box<[SocketAddr]>,
+    pub draining: Box<[IpPort]>,
 }
 
 /// One endpoint of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolEndpoint {
     /// Address and port of the endpoint.
-    pub address: SocketAddr,
+    pub address: IpPort,
     /// Whether it runs on this node, or nothing says where: it can call itself through the Service (hairpin).
     pub local: bool,
     /// How many connections it gets while an endpoint with share 1 gets one: 1 to 100, 1 where all get the same. Those of

@@ -108,8 +108,41 @@ pub struct Endpoint {
     pub unplaced: bool,
     /// `hints.forNodes`: whether this node is among them; none when there are none.
     pub for_nodes: Option<bool>,
-    /// `hints.forZones`; none when there are none. Shared by the endpoints of a slice that have the same.
-    pub for_zones: Option<Arc<[Arc<str>]>>,
-    /// What says which share of connections it gets.
+    /// What many endpoints have in common, in memory that they share; none where nothing of it is said.
+    pub common: Option<Arc<Common>>,
+}
+
+/// What endpoints of a slice mostly have the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Common {
+    /// `hints.forZones`; none when there are none.
+    pub for_zones: Option<Box<[Box<str>]>>,
+    /// What says which share of connections they get.
     pub weight: Weight,
+}
+
+impl Endpoint {
+    /// `hints.forZones`; none when there are none.
+    #[must_use]
+    pub fn for_zones(&self) -> Option<&[Box<str>]> {
+        self.common.as_ref()?.for_zones.as_deref()
+    }
+
+    /// What says which share of connections it gets.
+    #[must_use]
+    pub fn weight(&self) -> &Weight {
+        self.common
+            .as_ref()
+            .map_or(&Weight::USUAL, |common| &common.weight)
+    }
+
+    /// The same endpoint with another weight.
+    #[must_use]
+    pub fn weighing(self, weight: Weight) -> Self {
+        let common = self.common.as_deref().cloned().unwrap_or_default();
+        Self {
+            common: Some(Arc::new(Common { weight, ..common })),
+            ..self
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::compile::{Compiled, HealthCheck};
 use super::context::Context;
 use super::frontend::{Action, Frontend, FrontendKey, FrontendKind, Pool, PoolKey, PortKey, TrafficSide};
-use super::names::{Family, ServiceName};
+use super::names::{Family, IpPort, ServiceName};
 
 /// Everything that a node forwards.
 ///
@@ -21,12 +21,12 @@ use super::names::{Family, ServiceName};
 #[derive(Clone, Debug, Default)]
 pub struct ForwardingTable {
     context: Context,
-    services: HashMap<ServiceName, Known>,
+    services: HashMap<ServiceName, Box<Known>>,
     frontends: HashMap<FrontendKey, Frontend>,
     /// Claims to a key in `frontends` that lost to the frontend there.
     outranked: HashMap<FrontendKey, Vec<Frontend>>,
     pools: HashMap<PoolKey, Arc<Pool>>,
-    existing: HashMap<PortKey, Arc<[SocketAddr]>>,
+    existing: HashMap<PortKey, Arc<[IpPort]>>,
     /// ClusterIPs, each with how many Services have it: more than one only while one is going and another coming.
     cluster_ips: HashMap<IpAddr, usize>,
     /// Apart from the Services, so that looking at all of them costs as much as there are.
@@ -42,12 +42,12 @@ pub struct ForwardingTable {
 #[derive(Clone, Debug, Default)]
 struct Known {
     created: i64,
-    keys: Vec<FrontendKey>,
-    pools: Vec<PoolKey>,
-    existing: Vec<PortKey>,
-    cluster_ips: Vec<IpAddr>,
-    health_checks: Vec<(Family, HealthCheck)>,
-    without_local: Vec<(Family, TrafficSide)>,
+    keys: Box<[FrontendKey]>,
+    pools: Box<[PoolKey]>,
+    existing: Box<[PortKey]>,
+    cluster_ips: Box<[IpAddr]>,
+    health_checks: Box<[(Family, HealthCheck)]>,
+    without_local: Box<[(Family, TrafficSide)]>,
     direct_access: bool,
 }
 
@@ -70,6 +70,9 @@ pub struct Change<T> {
 /// What changed between two states of a table. Several changes gather in one: only first and last count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
+    /// The table was empty before: all of it is new, and nothing of it is named below, or a node's first table would be
+    /// held twice.
+    pub all: bool,
     /// Settings or node facts changed: whatever depends on them has to be written again.
     pub context: bool,
     /// Frontends that differ.
@@ -78,7 +81,7 @@ pub struct Diff {
     pub pools: BTreeMap<PoolKey, Change<Arc<Pool>>>,
     /// Service ports whose slices name other addresses than before ([`super::Compiled::existing`]). Means nothing to
     /// new connections.
-    pub existing: BTreeMap<PortKey, Change<Arc<[SocketAddr]>>>,
+    pub existing: BTreeMap<PortKey, Change<Arc<[IpPort]>>>,
     /// ClusterIPs that came or went ([`ForwardingTable::cluster_ips`]).
     pub cluster_ips: BTreeMap<IpAddr, Change<()>>,
 }
@@ -87,7 +90,8 @@ impl Diff {
     /// Whether nothing differs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.context
+        !self.all
+            && !self.context
             && self.frontends.is_empty()
             && self.pools.is_empty()
             && self.existing.is_empty()
@@ -95,13 +99,17 @@ impl Diff {
     }
 }
 
-/// Notes a change in a map of changes; one that comes back to where it began is forgotten.
+/// Notes a change in a map of changes, unless `all` is new; one that comes back to where it began is forgotten.
 fn note<K: Ord, T: PartialEq>(
+    all: bool,
     changes: &mut BTreeMap<K, Change<T>>,
     key: K,
     before: Option<T>,
     after: Option<T>,
 ) {
+    if all {
+        return;
+    }
     match changes.entry(key) {
         Entry::Vacant(vacant) => {
             if before != after {
@@ -157,7 +165,7 @@ impl ForwardingTable {
 
     /// The frontends that a Service has, in no order.
     pub fn frontends_of(&self, service: &ServiceName) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
-        let keys = self.services.get(service).map(|known| known.keys.as_slice());
+        let keys = self.services.get(service).map(|known| &*known.keys);
         let frontends = keys
             .unwrap_or_default()
             .iter()
@@ -168,7 +176,7 @@ impl ForwardingTable {
     /// The addresses that slices name for a TCP port, sorted; none when it is not known
     /// ([`super::Settings::reset_removed`]).
     #[must_use]
-    pub fn existing(&self, key: &PortKey) -> Option<&Arc<[SocketAddr]>> {
+    pub fn existing(&self, key: &PortKey) -> Option<&Arc<[IpPort]>> {
         self.existing.get(key)
     }
 
@@ -251,17 +259,17 @@ impl ForwardingTable {
             keys: frontends.iter().map(|(key, _)| *key).collect(),
             pools: pools.iter().map(|(key, _)| key.clone()).collect(),
             existing: existing.iter().map(|(key, _)| key.clone()).collect(),
-            cluster_ips,
-            health_checks,
-            without_local,
+            cluster_ips: cluster_ips.into(),
+            health_checks: health_checks.into(),
+            without_local: without_local.into(),
             direct_access,
         };
-        let old = self.services.remove(&service).unwrap_or_default();
+        let old = *self.services.remove(&service).unwrap_or_default();
         self.set_health_checks(&service, &old.health_checks, &known.health_checks);
         self.count_known(&known, true, diff);
         self.count_known(&old, false, diff);
         if !known.is_empty() {
-            self.services.insert(service.clone(), known);
+            self.services.insert(service.clone(), Box::new(known));
         }
         let gone: Vec<_> = old
             .pools
@@ -277,12 +285,12 @@ impl ForwardingTable {
         for key in old.existing {
             if existing.iter().all(|(new, _)| *new != key) {
                 let before = self.existing.remove(&key);
-                note(&mut diff.existing, key, before, None);
+                note(diff.all, &mut diff.existing, key, before, None);
             }
         }
         for (key, addresses) in existing {
             let before = self.existing.insert(key.clone(), Arc::clone(&addresses));
-            note(&mut diff.existing, key, before, Some(addresses));
+            note(diff.all, &mut diff.existing, key, before, Some(addresses));
         }
         for key in old.keys {
             if frontends.iter().all(|(new, _)| *new != key) {
@@ -334,7 +342,7 @@ impl ForwardingTable {
             if after.is_none() {
                 self.cluster_ips.remove(&address);
             }
-            note(&mut diff.cluster_ips, address, before, after);
+            note(diff.all, &mut diff.cluster_ips, address, before, after);
         }
         for what in &known.without_local {
             count(self.without_local.entry(*what).or_default());
@@ -364,7 +372,7 @@ impl ForwardingTable {
             Some(pool) => self.pools.insert(key.clone(), Arc::clone(pool)),
             None => self.pools.remove(&key),
         };
-        note(&mut diff.pools, key, before, after);
+        note(diff.all, &mut diff.pools, key, before, after);
     }
 
     /// Replaces, adds or removes one Service's claim to a key, and settles who has it.
@@ -393,7 +401,7 @@ impl ForwardingTable {
                 self.count(frontend_digest(&key, frontend), sign);
             }
         }
-        note(&mut diff.frontends, key, before, after);
+        note(diff.all, &mut diff.frontends, key, before, after);
     }
 
     /// Who comes first when several claim a key: what the cluster's own controllers allocate before what a

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::{
     Context, Endpoint, EndpointPort, EndpointSlice, Family, NodeFacts, NodePortAddresses, Protocol, Service,
-    ServiceName, ServicePort, Settings, TrafficPolicy, Weight, Weights,
+    ServiceName, ServicePort, Settings, TrafficPolicy, Weights,
 };
 
 pub(super) fn ip(text: &str) -> IpAddr {
@@ -64,8 +64,7 @@ pub(super) fn ready(address: &str) -> Endpoint {
         local: false,
         for_nodes: None,
         unplaced: false,
-        for_zones: None,
-        weight: Weight::USUAL,
+        common: None,
     }
 }
 

@@ -1,10 +1,10 @@
 //! What becomes of a packet, as the table has it: the model's answer to what a kernel does.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::context::LocalTraffic;
 use super::frontend::{Action, Destination, FrontendKey, Masquerade, PoolEndpoint, PoolKey};
-use super::names::{Family, Protocol};
+use super::names::{Family, IpPort, Protocol};
 use super::table::ForwardingTable;
 
 /// The first packet of a connection.
@@ -48,7 +48,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
     /// The endpoint.
-    pub address: SocketAddr,
+    pub address: IpPort,
     /// Whether it sees the node's address as the source.
     pub masqueraded: bool,
     /// How many connections it gets while one with share 1 gets one.

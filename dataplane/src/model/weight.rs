@@ -1,7 +1,7 @@
 //! Weights: what an endpoint's follows from, and which shares of a pool's connections they come to. docs/services.md
 //! says what users write.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use super::frontend::PoolEndpoint;
 
@@ -13,14 +13,19 @@ pub const MAX_WEIGHT: u8 = 100;
 /// mode NFTables has an element for each.
 const EXACT: usize = 1024;
 
-/// What the weight of an endpoint follows from. Of two kinds, so that it takes no more room than a name.
+/// What the weight of an endpoint follows from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Weight {
     /// Its slice says it, 0 to [`MAX_WEIGHT`]; or nobody does, and it is 1.
     Given(Option<u8>),
-    /// What the Service says of the workload that its pod is of: a pod's name without its last part. Shared by
-    /// the endpoints of a slice that have the same.
-    Workload(Arc<str>),
+    /// What the Service says of the workload that its pod is of: a pod's name without its last part.
+    Workload(Box<str>),
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self::USUAL
+    }
 }
 
 impl Weight {

@@ -2,13 +2,12 @@
 //! differences are written. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
 
 use super::entry::{Class, Entry};
 use super::number::{DROP, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, RESTRICTED, of_class, upper};
 use super::pool::{Slot, Slots};
 use super::state::{Change, Full, Known, Restriction, State, Written};
-use crate::model::{Action, Family, ForwardingTable, Frontend, FrontendKey, PoolKey};
+use crate::model::{Action, Family, ForwardingTable, Frontend, FrontendKey, IpPort, PoolKey};
 
 /// The table's elements, by what they are.
 #[derive(Debug, Default)]
@@ -16,9 +15,9 @@ pub(super) struct Found {
     frontends: HashMap<FrontendKey, u32>,
     pools: HashMap<u32, u16>,
     classes: HashMap<u16, Class>,
-    endpoints: HashMap<u32, BTreeMap<u32, SocketAddr>>,
+    endpoints: HashMap<u32, BTreeMap<u32, IpPort>>,
     stable: HashMap<(u32, u32), u32>,
-    members: HashMap<u32, SocketAddr>,
+    members: HashMap<u32, IpPort>,
     outside: HashMap<u32, u32>,
     restricted: HashMap<u32, u32>,
     sources: HashMap<u32, Vec<ipnet::IpNet>>,
@@ -123,7 +122,7 @@ impl Found {
             let restriction = behind.map(|behind| {
                 let mut sources = self.sources.get(&number).cloned().unwrap_or_default();
                 sources.sort_unstable();
-                Restriction { behind, sources }
+                Box::new(Restriction { behind, sources })
             });
             let effective = behind.unwrap_or(number);
             if effective & EXTERNAL != 0 {
@@ -234,7 +233,7 @@ impl Found {
         if self.counts.get(&id).copied().unwrap_or_default() != [remembered, members.len()] {
             return None;
         }
-        let slots = Slots::read(id, affinity, slots);
+        let slots = Slots::read(id, affinity, &slots);
         (slots.class() == Some(*class)).then_some(slots)
     }
 }

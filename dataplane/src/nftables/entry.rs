@@ -3,11 +3,11 @@
 //! Numbers that a packet's priority or a random choice is compared with are in the machine's byte order, addresses and
 //! ports in the network's; each part of a key takes a multiple of four bytes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::model::{Destination, Family, FrontendKey, Protocol};
+use crate::model::{Destination, Family, FrontendKey, IpPort, Protocol};
 use crate::netlink::expression::Verdict;
 use crate::netlink::nftables::{Element, Value};
 
@@ -50,9 +50,9 @@ pub(super) enum Entry {
     NodeAddress(IpAddr),
     Pool(u32, u32),
     Class(u16, Class),
-    Endpoint(u32, u32, SocketAddr),
+    Endpoint(u32, u32, IpPort),
     Stable(u32, u32, u32),
-    Member(u32, SocketAddr),
+    Member(u32, IpPort),
     Outside(u32, u32),
     Restricted(u32, u32),
     Source(u32, IpNet),
@@ -131,6 +131,14 @@ impl Map {
         Self::NodePorts,
     ];
 
+    /// Whether a packet looks it up by what it is addressed to, not by what another one said.
+    pub(super) fn is_first(self) -> bool {
+        matches!(
+            self,
+            Self::NodeAddresses | Self::ClusterIps | Self::Frontends | Self::NodePorts
+        )
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Frontends => "frontends",
@@ -179,7 +187,7 @@ fn put_port(bytes: &mut Vec<u8>, port: u16) {
     bytes.extend([0; 2]);
 }
 
-fn socket(address: SocketAddr) -> Vec<u8> {
+fn socket(address: IpPort) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(20);
     put_address(&mut bytes, address.ip());
     put_port(&mut bytes, address.port());
@@ -361,8 +369,8 @@ impl<'a> Bytes<'a> {
         })
     }
 
-    fn socket(&mut self, family: Family) -> Option<SocketAddr> {
-        Some(SocketAddr::new(self.address(family)?, self.port()?))
+    fn socket(&mut self, family: Family) -> Option<IpPort> {
+        Some(IpPort::new(self.address(family)?, self.port()?))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque, hash_map};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -47,7 +48,7 @@ const KEPT: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Written {
     pub(super) number: u32,
-    pub(super) restriction: Option<Restriction>,
+    pub(super) restriction: Option<Box<Restriction>>,
 }
 
 /// Who may use a frontend.
@@ -185,12 +186,34 @@ impl State {
             .cluster_ips
             .iter()
             .filter(|(ip, _)| Family::of(**ip) == family);
+        let mut change = Change::default();
         self.take_in(
-            pools.map(|(key, change)| (key, change.after.as_deref())),
+            pools.map(|(key, change)| (key, change.after.as_ref())),
             frontends.map(|(key, change)| (key, change.after.as_ref())),
             addresses.map(|(ip, change)| (*ip, change.after.is_some())),
             diff.context.then(|| table.context()),
-        )
+            &mut change,
+        )?;
+        Ok(change)
+    }
+
+    /// All of a table, where the kernel has nothing of it: elements are in none of the change's stages, but all of
+    /// [`State::of_services`].
+    pub(super) fn of_table(family: Family, table: &ForwardingTable) -> Result<(Self, Change), Full> {
+        let mut state = Self::new(family);
+        let pools = table.pools().filter(|(key, _)| key.family == family);
+        let frontends = table.frontends().filter(|(key, _)| key.family == family);
+        let addresses = table.cluster_ips().filter(|ip| Family::of(*ip) == family);
+        let mut change = Change::default();
+        change.stages.all = true;
+        state.take_in(
+            pools.map(|(key, pool)| (key, Some(pool))),
+            frontends.map(|(key, frontend)| (key, Some(frontend))),
+            addresses.map(|ip| (ip, true)),
+            Some(table.context()),
+            &mut change,
+        )?;
+        Ok((state, change))
     }
 
     /// Takes in a whole table.
@@ -217,9 +240,10 @@ impl State {
         let pools = table.pools().filter(|(key, _)| key.family == family);
         let frontends = table.frontends().filter(|(key, _)| key.family == family);
         let addresses = table.cluster_ips().filter(|ip| Family::of(*ip) == family);
+        let mut change = Change::default();
         self.take_in(
             pools
-                .map(|(key, pool)| (key, Some(&**pool)))
+                .map(|(key, pool)| (key, Some(pool)))
                 .chain(gone_pools.iter().map(|key| (key, None))),
             frontends
                 .map(|(key, frontend)| (key, Some(frontend)))
@@ -228,21 +252,23 @@ impl State {
                 .map(|ip| (ip, true))
                 .chain(gone_addresses.into_iter().map(|ip| (ip, false))),
             Some(table.context()),
-        )
+            &mut change,
+        )?;
+        Ok(change)
     }
 
     fn take_in<'a>(
         &mut self,
-        pools: impl Iterator<Item = (&'a PoolKey, Option<&'a Pool>)>,
+        pools: impl Iterator<Item = (&'a PoolKey, Option<&'a Arc<Pool>>)>,
         frontends: impl Iterator<Item = (&'a FrontendKey, Option<&'a Frontend>)>,
         cluster_ips: impl Iterator<Item = (IpAddr, bool)>,
         context: Option<&Context>,
-    ) -> Result<Change, Full> {
-        let mut change = Change::default();
+        change: &mut Change,
+    ) -> Result<(), Full> {
         self.round += 1;
         if !self.has_common {
             for slots in 1..=COMMON {
-                self.acquire(Class::Pick(slots), &mut change)?;
+                self.acquire(Class::Pick(slots), change)?;
             }
             self.has_common = true;
         }
@@ -250,15 +276,15 @@ impl State {
         let mut gone = Vec::new();
         for (key, pool) in pools {
             match pool {
-                Some(pool) => self.change_pool(key, pool, &mut change)?,
+                Some(pool) => self.change_pool(key, pool, change)?,
                 None => gone.push(key),
             }
         }
         for (key, frontend) in frontends {
-            self.change_frontend(key, frontend, &mut change)?;
+            self.change_frontend(key, frontend, change)?;
         }
         for key in gone {
-            self.remove_pool(key, &mut change);
+            self.remove_pool(key, change);
         }
         for (ip, is_there) in cluster_ips {
             let changed = if is_there {
@@ -285,19 +311,19 @@ impl State {
             let entry = |()| Entry::Hairpin(ip);
             change.stages.support(before.map(entry), after.map(entry));
         }
-        self.drop_idle(&mut change);
-        Ok(change)
+        self.drop_idle(change);
+        Ok(())
     }
 
-    fn change_pool(&mut self, key: &PoolKey, pool: &Pool, change: &mut Change) -> Result<(), Full> {
+    fn change_pool(&mut self, key: &PoolKey, pool: &Arc<Pool>, change: &mut Change) -> Result<(), Full> {
         let mut slots = match self.pools.remove(key) {
             Some(slots) => slots,
             None => Slots::new(self.pool_ids.take().ok_or(Full::Pools)?),
         };
         let before = slots.class();
-        self.count_hairpins(&slots.local, false);
+        self.count_hairpins(&slots, false);
         slots.change(Some(pool), &mut change.stages);
-        self.count_hairpins(&slots.local, true);
+        self.count_hairpins(&slots, true);
         let after = slots.class();
         if before != after {
             let number =
@@ -320,7 +346,7 @@ impl State {
         let Some(mut slots) = self.pools.remove(key) else {
             return;
         };
-        self.count_hairpins(&slots.local, false);
+        self.count_hairpins(&slots, false);
         if let Some(class) = slots.class() {
             let number = self.classes.get(&class).map_or(0, |known| known.number);
             change.stages.shrink.push(slots.entry(number));
@@ -330,8 +356,8 @@ impl State {
         self.pool_ids.give_back(slots.id);
     }
 
-    fn count_hairpins(&mut self, local: &[IpAddr], comes: bool) {
-        for &ip in local {
+    fn count_hairpins(&mut self, slots: &Slots, comes: bool) {
+        for ip in slots.local() {
             if comes {
                 self.hairpins.add(ip, ());
             } else {
@@ -461,14 +487,14 @@ impl State {
                 sources
             },
         };
-        if let Some(before) = before.filter(|before| before.restriction.as_ref() == Some(&restriction)) {
+        if let Some(before) = before.filter(|before| before.restriction.as_deref() == Some(&restriction)) {
             return Ok(before.clone());
         }
         let number = RESTRICTED | self.restriction_ids.take().ok_or(Full::Restrictions)?;
-        change.stages.grow.extend(restriction.entries(number));
+        change.stages.grow(restriction.entries(number));
         Ok(Written {
             number,
-            restriction: Some(restriction),
+            restriction: Some(Box::new(restriction)),
         })
     }
 
@@ -494,6 +520,15 @@ impl State {
 
     /// Every element that the kernel should have now.
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let classes = self
+            .classes
+            .iter()
+            .map(|(class, known)| Entry::Class(known.number, *class));
+        Self::fixed().into_iter().chain(classes).chain(self.of_services())
+    }
+
+    /// Those that are there for Services and the node.
+    pub(super) fn of_services(&self) -> impl Iterator<Item = Entry> + '_ {
         let class_number = |class: &Class| self.classes.get(class).map_or(0, |known| known.number);
         let pools = self.pools.values().flat_map(move |slots| {
             let own = slots.class().map(|class| slots.entry(class_number(&class)));
@@ -506,19 +541,12 @@ impl State {
                 .unwrap_or_default();
             std::iter::once(Entry::Frontend(*key, written.number)).chain(restriction)
         });
-        let classes = self
-            .classes
-            .iter()
-            .map(|(class, known)| Entry::Class(known.number, *class));
         let outside = self
             .outside
             .written
             .iter()
             .map(|(id, value)| Entry::Outside(*id, *value));
-        Self::fixed()
-            .into_iter()
-            .chain(classes)
-            .chain(pools)
+        pools
             .chain(frontends)
             .chain(outside)
             .chain(self.hairpins.written.keys().map(|ip| Entry::Hairpin(*ip)))
@@ -528,11 +556,12 @@ impl State {
 }
 
 fn switch_set(is_there: bool, entry: Entry, stages: &mut Stages) {
-    if is_there {
-        stages.switch_in.push(entry);
+    let (before, after) = if is_there {
+        (None, Some(entry))
     } else {
-        stages.switch_out.push(entry);
-    }
+        (Some(entry), None)
+    };
+    stages.switch(before, after);
 }
 
 impl Restriction {

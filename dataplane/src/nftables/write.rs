@@ -19,7 +19,7 @@ use crate::netlink::socket::Socket;
 
 /// Elements of one transaction: many, because each costs a round trip, and not all, because the kernel keeps a
 /// transaction in memory.
-const CHUNK: usize = 16_384;
+const CHUNK: usize = 8_192;
 
 /// What is to be written of chains and sets, beside a change.
 #[derive(Debug, Default)]
@@ -143,12 +143,28 @@ impl<'a> Writing<'a> {
     }
 
     /// Makes the table with all that is in it: large parts one after the other, what leads to others last.
-    pub(super) fn make(&mut self, wanted: &[Chain], change: &Change) -> Result<(), Error> {
+    pub(super) fn make(&mut self, wanted: &[Chain], state: &State, change: &Change) -> Result<(), Error> {
         let mut batch = self.batch();
         batch.add_table();
         put_layout(&mut batch, wanted, self.family, &mut 0);
         self.commit(batch)?;
-        self.send(change, Unsent::default())
+        self.send(change, Unsent::default())?;
+        // Nothing gets anywhere before the second round.
+        for is_first in [false, true] {
+            let mut entries = state
+                .of_services()
+                .filter(|entry| entry.map().is_first() == is_first);
+            loop {
+                let chunk: Vec<_> = entries.by_ref().take(CHUNK).collect();
+                if chunk.is_empty() {
+                    break;
+                }
+                let mut batch = self.batch();
+                put_elements(&mut batch, &chunk, true);
+                self.commit(batch)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes a table in place of one that is there, without a packet that meets neither. Were one removed in the
@@ -157,6 +173,7 @@ impl<'a> Writing<'a> {
     pub(super) fn replace(
         &mut self,
         wanted: &[Chain],
+        state: &State,
         change: &Change,
         snapshot: &Snapshot,
     ) -> Result<(), Error> {
@@ -164,7 +181,7 @@ impl<'a> Writing<'a> {
         if old.is_empty() {
             // Nothing gets to it: an agent was stopped at the end of this, and the deputy that it left is whole.
             self.remove_table(&old)?;
-            self.make(wanted, change)?;
+            self.make(wanted, state, change)?;
             return match snapshot.has_deputy {
                 true => self.remove_deputy(&[]),
                 false => Ok(()),
@@ -175,10 +192,10 @@ impl<'a> Writing<'a> {
         }
         let deputies = deputy_chains(wanted.to_vec());
         self.table = deputy(self.family);
-        self.make(&deputies, change)?;
+        self.make(&deputies, state, change)?;
         self.table = table(self.family);
         self.remove_table(&old)?;
-        self.make(wanted, change)?;
+        self.make(wanted, state, change)?;
         let hung = deputies.into_iter().filter(|chain| chain.hook.is_some());
         self.remove_deputy(&hung.map(|chain| chain.name).collect::<Vec<_>>())
     }
@@ -205,6 +222,7 @@ impl<'a> Writing<'a> {
     /// Sends a change: what nothing leads to yet, then the switch, then what nothing leads to any more.
     pub(super) fn send(&mut self, change: &Change, unsent: Unsent) -> Result<(), Error> {
         let Stages {
+            all: _,
             grow,
             switch_out,
             switch_in,

@@ -8,7 +8,7 @@ use pointsman_dataplane::backend::{Backend, Observed, Report};
 use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
 use pointsman_dataplane::model::{
     Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, NodeFacts,
-    NodePortAddresses, Protocol, Service, ServiceName, ServicePort, Settings, Weight, compile,
+    NodePortAddresses, Protocol, Service, ServiceName, ServicePort, Settings, compile,
 };
 use pointsman_dataplane::nftables::Nftables;
 
@@ -237,8 +237,7 @@ impl Node {
                     local: address == self.at.pod,
                     for_nodes: None,
                     unplaced: false,
-                    for_zones: None,
-                    weight: Weight::USUAL,
+                    common: None,
                 })
                 .collect(),
         };

@@ -29,6 +29,8 @@ pub(super) struct Forwarding {
     ranges: Vec<IpNet>,
     listed: HashSet<Kind>,
     table: ForwardingTable,
+    /// Whether the table was compiled once, since it was made.
+    is_made: bool,
     diff: Diff,
     /// Everything has to be compiled anew: settings or node facts changed.
     recompile: bool,
@@ -132,6 +134,7 @@ impl Forwarding {
     /// Forgets the table, not the objects: what is forwarded next is a new table.
     pub(super) fn clear(&mut self) {
         self.table = ForwardingTable::default();
+        self.is_made = false;
         self.diff = Diff::default();
         self.problems.clear();
         self.triggers.clear();
@@ -143,6 +146,7 @@ impl Forwarding {
     pub(super) fn update(&mut self) {
         let checks = self.table.health_checks_version();
         self.triggers.compiled();
+        self.diff.all |= !std::mem::replace(&mut self.is_made, true);
         let mut context = Context {
             service_cidrs: self.ranges.clone(),
             ..self.table.context().clone()

@@ -5,7 +5,7 @@ use pointsman_dataplane::backend::{Error, Observed, Report};
 use pointsman_dataplane::leftover::{Leftover, Place};
 use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey, Protocol, Service,
-    ServiceName, ServicePort, Weight,
+    ServiceName, ServicePort,
 };
 use pointsman_dataplane::netlink::ruleset::Touched;
 use tokio::sync::mpsc::{Sender, channel};
@@ -273,8 +273,7 @@ fn endpoints(lasts: &[u8]) -> Event {
         local: false,
         for_nodes: None,
         unplaced: false,
-        for_zones: None,
-        weight: Weight::USUAL,
+        common: None,
     };
     let slice = EndpointSlice {
         family: Family::V4,

@@ -1,4 +1,4 @@
-use pointsman_dataplane::model::{Endpoint, EndpointPort, Family, Protocol, ServicePort, Weight};
+use pointsman_dataplane::model::{Endpoint, EndpointPort, Family, Protocol, ServicePort};
 
 use super::*;
 
@@ -35,8 +35,7 @@ fn slice(owner: &str, last: u8) -> Parsed<(ServiceName, EndpointSlice)> {
         local: false,
         for_nodes: None,
         unplaced: false,
-        for_zones: None,
-        weight: Weight::USUAL,
+        common: None,
     };
     let port = EndpointPort {
         name: "".into(),
@@ -58,7 +57,6 @@ fn slice(owner: &str, last: u8) -> Parsed<(ServiceName, EndpointSlice)> {
 fn changes(index: &mut Index) -> Vec<(String, usize)> {
     let mut changed: Vec<_> = index
         .compile_changes(&Context::default())
-        .into_iter()
         .map(|c| {
             (
                 c.service.name.to_string(),
@@ -96,7 +94,7 @@ fn what_waits_to_be_compiled_is_counted_by_service() {
         slices: 2,
     };
     assert_eq!((index.pending, index.changes.slices), (pending, 4));
-    index.compile_changes(&Context::default());
+    index.compile_changes(&Context::default()).for_each(drop);
     assert_eq!(index.pending, Changes::default());
     index.set_service(name("web"), service(1));
     assert_eq!(index.pending, Changes::default(), "nothing is different");

@@ -2,7 +2,7 @@ use super::super::entry::testing::entry;
 use super::*;
 use crate::model::{
     Context, Endpoint, EndpointPort, EndpointSlice, NodePortAddresses, Service, ServiceName, ServicePort,
-    Weight, compile,
+    compile,
 };
 
 fn context(reset_removed: bool) -> Context {
@@ -48,8 +48,7 @@ fn slice(ready: &[&str], terminating: &[&str]) -> EndpointSlice {
         local: false,
         unplaced: false,
         for_nodes: None,
-        for_zones: None,
-        weight: Weight::USUAL,
+        common: None,
     };
     let ready = ready.iter().map(|address| endpoint(address, true));
     EndpointSlice {

@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::super::entry::testing::entry;
 use super::*;
 use crate::model::{
     Action, Context, Destination, Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey,
-    NodePortAddresses, PortKey, Service, ServiceName, ServicePort, TrafficPolicy, Weight, compile,
+    IpPort, NodePortAddresses, PortKey, Service, ServiceName, ServicePort, TrafficPolicy, compile,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -313,8 +313,7 @@ impl World {
                     local: *address == ENDPOINTS[0],
                     unplaced: false,
                     for_nodes: None,
-                    for_zones: None,
-                    weight: Weight::USUAL,
+                    common: None,
                 })
                 .collect(),
         };
@@ -382,10 +381,10 @@ fn connections() -> Vec<Entry> {
     let vips = ["10.96.0.1", "10.96.0.2", "10.96.0.3"];
     for to in vips.iter().chain(&NODE) {
         for port in [53, 30_053] {
-            let to = SocketAddr::new(ip(to), port);
+            let to = IpPort::new(ip(to), port);
             let targets = ENDPOINTS
                 .iter()
-                .flat_map(|address| [53, 5353].map(|port| SocketAddr::new(ip(address), port)));
+                .flat_map(|address| [53, 5353].map(|port| IpPort::new(ip(address), port)));
             for goes_to in targets.chain([to]) {
                 for protocol in [Protocol::Udp, Protocol::Tcp] {
                     all.push(entry(protocol, &to.to_string(), &goes_to.to_string()));

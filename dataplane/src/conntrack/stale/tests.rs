@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::super::entry::testing::entry;
 use super::*;
-use crate::model::PoolEndpoint;
+use crate::model::{IpPort, PoolEndpoint};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -216,8 +216,8 @@ proptest! {
         prop_assume!(to != [10, 96, 0, 10]);
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let mut entry = entry(protocol, "10.96.0.10:53", "10.0.0.1:53");
-        entry.original.destination = SocketAddr::new(to.into(), port);
-        entry.reply.source = SocketAddr::new(goes_to.into(), port);
+        entry.original.destination = IpPort::new(to.into(), port);
+        entry.reply.source = IpPort::new(goes_to.into(), port);
         for allowed in [Allowed::Nobody, pools(&["10.0.0.1:53"]), existing(&[])] {
             prop_assert!(!review(protocol, allowed).is_stale(&entry));
         }

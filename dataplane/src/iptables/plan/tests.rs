@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, NodeFacts,
+    Common, Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, NodeFacts,
     NodePortAddresses, Packet, Protocol, Service, ServiceName, ServicePort, Settings, TrafficPolicy, Verdict,
     Weight, Weights, compile,
 };
@@ -196,10 +196,13 @@ fn perform(op: &Op, table: &mut ForwardingTable, diff: &mut Diff) {
                         terminating: false,
                         for_nodes: None,
                         unplaced: false,
-                        for_zones: None,
-                        weight: more
-                            .weights
-                            .map_or(Weight::USUAL, |weights| Weight::Given(Some(weights[bit]))),
+                        common: more.weights.map(|weights| {
+                            let weight = Weight::Given(Some(weights[bit]));
+                            std::sync::Arc::new(Common {
+                                weight,
+                                ..Common::default()
+                            })
+                        }),
                         local: bit == 0,
                     })
                     .collect(),

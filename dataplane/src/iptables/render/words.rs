@@ -2,12 +2,12 @@
 
 use std::{
     fmt::{self, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
 };
 
 use ipnet::IpNet;
 
-use crate::model::{Destination, Family, Frontend, FrontendKey};
+use crate::model::{Destination, Family, Frontend, FrontendKey, IpPort};
 
 /// The match of a frontend's key.
 pub(super) struct Addressed<'a>(pub(super) &'a FrontendKey);
@@ -134,13 +134,14 @@ impl fmt::Display for Host {
     }
 }
 
-pub(super) struct Socket(pub(super) SocketAddr);
+pub(super) struct Socket(pub(super) IpPort);
 
 impl fmt::Display for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            SocketAddr::V4(socket) => write!(f, "{socket}"),
-            SocketAddr::V6(socket) => write!(f, "[{}]:{}", Address(IpAddr::V6(*socket.ip())), socket.port()),
+        let (address, port) = (Address(self.0.ip()), self.0.port());
+        match self.0.ip() {
+            IpAddr::V4(_) => write!(f, "{address}:{port}"),
+            IpAddr::V6(_) => write!(f, "[{address}]:{port}"),
         }
     }
 }

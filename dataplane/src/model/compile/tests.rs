@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, port, ready, service, slice};
-use crate::model::{Diff, Endpoint, ForwardingTable, Protocol, Settings, Weight};
+use crate::model::{Common, Diff, Endpoint, ForwardingTable, Protocol, Settings, Weight};
 
 fn endpoints(compiled: &Compiled) -> Vec<String> {
     compiled
@@ -580,7 +580,7 @@ fn shares(compiled: &Compiled) -> Vec<(String, u8)> {
 fn weighing(addresses: &[&str], weight: &Weight) -> EndpointSlice {
     let mut slice = slice(addresses);
     for endpoint in &mut slice.endpoints {
-        endpoint.weight = weight.clone();
+        *endpoint = endpoint.clone().weighing(weight.clone());
     }
     slice
 }
@@ -674,9 +674,13 @@ fn a_resting_endpoint_is_nobody_for_hints_and_health_checks() {
     web.health_check_port = Some(31_000);
     let mut near = weighing(&["10.244.1.1"], &Weight::Given(Some(0)));
     near.endpoints[0].local = true;
-    near.endpoints[0].for_zones = Some([std::sync::Arc::from("zone-a")].into());
+    let in_zone = |zone: &str, weight| {
+        let for_zones = Some([Box::from(zone)].into());
+        Some(Arc::new(Common { for_zones, weight }))
+    };
+    near.endpoints[0].common = in_zone("zone-a", Weight::Given(Some(0)));
     let mut far = slice(&["10.244.2.1"]);
-    far.endpoints[0].for_zones = Some([std::sync::Arc::from("zone-b")].into());
+    far.endpoints[0].common = in_zone("zone-b", Weight::USUAL);
     let compiled = compile(&web, &[near, far], &context());
     assert_eq!(
         endpoints(&compiled),

@@ -53,7 +53,7 @@ fn a_change_of_a_weight_is_one_changed_pool() {
     let weighing = |weights: [u8; 2]| {
         let mut slice = slice(&["10.0.1.1", "10.0.1.2"]);
         for (endpoint, weight) in slice.endpoints.iter_mut().zip(weights) {
-            endpoint.weight = Weight::Given(Some(weight));
+            *endpoint = endpoint.clone().weighing(Weight::Given(Some(weight)));
         }
         slice
     };

@@ -10,7 +10,7 @@ use proptest::sample::{select, subsequence};
 
 use super::ip;
 use crate::model::{
-    Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, NodeFacts,
+    Common, Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, NodeFacts,
     NodePortAddresses, Packet, Protocol, Service, ServiceName, ServicePort, Settings, TrafficPolicy, Weight,
     Weights,
 };
@@ -147,7 +147,7 @@ fn endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
         (false, false, false),
     ]);
     let zones = subsequence(&["zone-a", "zone-b"][..], 0..=2)
-        .prop_map(|zones| zones.into_iter().map(Arc::from).collect::<Arc<[Arc<str>]>>());
+        .prop_map(|zones| zones.into_iter().map(Box::from).collect::<Box<[Box<str>]>>());
     let hints = (option::of(any::<bool>()), option::of(zones));
     (0_u8..6, conditions, hints, weight()).prop_map(
         move |(last, (ready, serving, terminating), (for_nodes, for_zones), weight)| {
@@ -166,8 +166,7 @@ fn endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
                 local: last % 2 == 1,
                 unplaced: last == 4,
                 for_nodes,
-                for_zones,
-                weight,
+                common: Some(Arc::new(Common { for_zones, weight })),
             }
         },
     )

@@ -7,8 +7,8 @@ use proptest::sample::Index;
 use super::super::entry::Map;
 use super::super::number::{MASQUERADE, MASQUERADE_NON_LOCAL};
 use super::*;
-use crate::model::Diff;
 use crate::model::testing::history::{Objects, Step, step};
+use crate::model::{Diff, IpPort};
 
 #[derive(Clone, Debug, Default)]
 struct Kernel(HashMap<(Map, Vec<u8>), Entry>);
@@ -104,7 +104,7 @@ impl Kernel {
             Class::Pick(slots) | Class::Sticky(slots, _) => slots,
             Class::Refuse | Class::Drop => 0,
         };
-        let any = SocketAddr::from(([0; 4], 0));
+        let any = IpPort::from(([0; 4], 0));
         for slot in 0..slots {
             assert!(self.get(Entry::Endpoint(pool, slot, any)).is_some());
             if class.seconds().is_some() {

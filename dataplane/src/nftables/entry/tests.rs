@@ -27,7 +27,7 @@ fn entry() -> impl Strategy<Value = (Family, Entry)> {
                 protocol,
                 port,
             };
-            let target = SocketAddr::new(address, port);
+            let target = IpPort::new(address, port);
             let entry = match which {
                 0 => Entry::Frontend(key(Destination::Address(address)), a),
                 1 => Entry::Frontend(key(Destination::NodePort), a),

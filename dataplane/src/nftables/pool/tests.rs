@@ -3,10 +3,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::PoolEndpoint;
+use crate::model::{IpPort, PoolEndpoint};
 
-fn address(last: u8) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, last], 80))
+fn address(last: u8) -> IpPort {
+    IpPort::from(([10, 0, 0, last], 80))
 }
 
 fn pool(lasts: &[u8], affinity: Option<u32>) -> Pool {
@@ -34,7 +34,7 @@ fn weighted(lasts: &[(u8, u8)], affinity: Option<u32>) -> Pool {
 
 fn change(slots: &mut Slots, pool: Option<&Pool>) -> Stages {
     let mut stages = Stages::default();
-    slots.change(pool, &mut stages);
+    slots.change(pool.map(|pool| Arc::new(pool.clone())).as_ref(), &mut stages);
     stages
 }
 
@@ -73,7 +73,7 @@ fn a_member_is_not_given_away_at_once() {
     );
     assert!(stages.grow.contains(&Entry::Member(of_member(2, 16), address(3))));
     change(&mut slots, Some(&pool(&[2, 3, 4], Some(60))));
-    let members: Vec<_> = slots.slots.iter().filter_map(|slot| slot.member).collect();
+    let members: Vec<_> = slots.slots().filter_map(|slot| slot.member).collect();
     assert_eq!(members, [2, 1, 3]);
 }
 
@@ -95,7 +95,7 @@ fn all_slots_of_an_endpoint_have_one_member() {
     change(&mut slots, Some(&weighted(&[(1, 1), (2, 3)], Some(60))));
     let member = Entry::Member(of_member(1, 16), address(2));
     assert_eq!(slots.entries().filter(|entry| *entry == member).count(), 1);
-    let members = |slots: &Slots| -> Vec<_> { slots.slots.iter().filter_map(|slot| slot.member).collect() };
+    let members = |slots: &Slots| -> Vec<_> { slots.slots().filter_map(|slot| slot.member).collect() };
     assert_eq!(members(&slots), [0, 1, 1, 1]);
     // Whatever becomes of the weight, who is remembered stays.
     let stages = change(&mut slots, Some(&weighted(&[(1, 5), (2, 1)], Some(60))));
@@ -104,6 +104,30 @@ fn all_slots_of_an_endpoint_have_one_member() {
         !all.iter().any(|entry| matches!(entry, Entry::Member(..))),
         "{all:?}"
     );
+}
+
+#[test]
+fn a_pool_whose_members_do_not_suffice_for_a_change_remembers_nobody_until_the_next() {
+    let many = |first: u16| Pool {
+        endpoints: (first..first + 3000)
+            .map(|port| PoolEndpoint {
+                address: IpPort::from(([10, 0, 0, 1], port)),
+                local: false,
+                share: 1,
+            })
+            .collect(),
+        affinity: Some(60),
+        draining: Box::default(),
+    };
+    let mut slots = Slots::new(16);
+    change(&mut slots, Some(&many(1)));
+    assert_eq!(slots.class(), Some(Class::Sticky(3000, 60)));
+    change(&mut slots, Some(&many(10_000)));
+    assert_eq!(slots.class(), Some(Class::Pick(3000)));
+    let stages = change(&mut slots, Some(&many(10_001)));
+    assert_eq!(slots.class(), Some(Class::Sticky(3000, 60)));
+    let members = |entry: &&Entry| matches!(entry, Entry::Member(..));
+    assert_eq!(stages.grow.iter().filter(members).count(), 3000);
 }
 
 proptest! {
@@ -124,7 +148,7 @@ proptest! {
                 prop_assert!(kernel.insert(key(entry), *entry).is_none(), "{entry:?} was there");
             }
             // Before the switch every slot of the old pool is still what it was.
-            for (at, slot) in before.slots.iter().enumerate() {
+            for (at, slot) in before.slots().enumerate() {
                 let entry = Entry::Endpoint(16, at as u32, slot.endpoint);
                 prop_assert_eq!(kernel.get(&key(&entry)), Some(&entry));
             }
@@ -135,7 +159,7 @@ proptest! {
                 prop_assert!(kernel.insert(key(entry), *entry).is_none());
             }
             // After it every slot of the new one is there.
-            for (at, slot) in slots.slots.iter().enumerate() {
+            for (at, slot) in slots.slots().enumerate() {
                 let entry = Entry::Endpoint(16, at as u32, slot.endpoint);
                 prop_assert_eq!(kernel.get(&key(&entry)), Some(&entry));
                 if let Some(member) = slot.member {
@@ -148,19 +172,18 @@ proptest! {
             }
             // Each endpoint has as many slots as it has shares, and no slot moved that could stay.
             let wanted = pool.map(|pool| pool.endpoints).unwrap_or_default();
-            let mut moved = slots.slots.len();
+            let endpoints = |slots: &Slots| slots.slots().map(|slot| slot.endpoint).collect::<Vec<_>>();
+            let (before, after) = (endpoints(&before), endpoints(&slots));
+            let mut moved = after.len();
             for endpoint in &wanted {
                 let share = usize::from(endpoint.share);
-                let of = |slots: &[Slot]| slots.iter().filter(|slot| slot.endpoint == endpoint.address).count();
-                prop_assert_eq!(of(&slots.slots), share);
-                moved -= share.min(of(&before.slots[..before.slots.len().min(slots.slots.len())]));
+                let of = |slots: &[IpPort]| slots.iter().filter(|slot| **slot == endpoint.address).count();
+                prop_assert_eq!(of(&after), share);
+                moved -= share.min(of(&before[..before.len().min(after.len())]));
             }
             let count: usize = wanted.iter().map(|it| usize::from(it.share)).sum();
-            prop_assert_eq!(slots.slots.len(), count);
-            let changed = (0..count).filter(|at| {
-                let endpoint = |slots: &Slots| slots.slots.get(*at).map(|slot| slot.endpoint);
-                endpoint(&before) != endpoint(&slots)
-            });
+            prop_assert_eq!(after.len(), count);
+            let changed = (0..count).filter(|at| before.get(*at) != after.get(*at));
             prop_assert_eq!(changed.count(), moved);
             let remembered = if slots.affinity.is_some() { count + wanted.len() } else { 0 };
             prop_assert_eq!(kernel.len(), count + remembered);

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pointsman_dataplane::model::{
-    self, Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, NodeFacts,
-    NodePortAddresses, Protocol, ServiceName, ServicePort, Settings, Target, Verdict, Weight, Weights,
-    compile,
+    self, Common, Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable,
+    NodeFacts, NodePortAddresses, Protocol, ServiceName, ServicePort, Settings, Target, Verdict, Weight,
+    Weights, compile,
 };
 
 use super::families::Families;
@@ -267,7 +267,7 @@ impl State {
         let endpoint = |it: &EndpointWords| {
             let local = world::endpoint_is_local(it.address)
                 .ok_or_else(|| format!("endpoint {} is not in the test's network", it.address))?;
-            let zones = |zones: &Vec<String>| zones.iter().map(|zone| Arc::from(zone.as_str())).collect();
+            let zones = |zones: &Vec<String>| zones.iter().map(|zone| Box::from(zone.as_str())).collect();
             Ok(Endpoint {
                 address: self.families.ip(it.address)?,
                 ready: it.ready,
@@ -279,12 +279,14 @@ impl State {
                     .nodes
                     .as_ref()
                     .map(|nodes| nodes.iter().any(|node| node == world::NAME)),
-                for_zones: it.zones.as_ref().map(zones),
-                weight: match (written.weight, &it.workload) {
-                    (Some(weight), _) => Weight::Given(Some(weight)),
-                    (None, Some(workload)) => Weight::Workload(workload.as_str().into()),
-                    (None, None) => Weight::USUAL,
-                },
+                common: Some(Arc::new(Common {
+                    for_zones: it.zones.as_ref().map(zones),
+                    weight: match (written.weight, &it.workload) {
+                        (Some(weight), _) => Weight::Given(Some(weight)),
+                        (None, Some(workload)) => Weight::Workload(workload.as_str().into()),
+                        (None, None) => Weight::USUAL,
+                    },
+                })),
             })
         };
         let port = |port: &file::EndpointPort| EndpointPort {
@@ -328,7 +330,7 @@ impl State {
                 let mut found = all(targets, |(written, share)| {
                     Ok(Target {
                         share: *share,
-                        address: self.families.socket(*written)?,
+                        address: self.families.socket(*written)?.into(),
                         masqueraded: hidden(written),
                     })
                 })?;

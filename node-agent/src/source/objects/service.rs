@@ -116,7 +116,7 @@ impl SlimService {
         };
         let mut addresses = |texts: Vec<String>, field: &str| -> Vec<IpAddr> {
             let texts = texts.into_iter().filter(|text| !text.is_empty());
-            texts
+            let mut addresses: Vec<_> = texts
                 .filter_map(|text| {
                     let parsed = address(&text);
                     if parsed.is_none() {
@@ -126,7 +126,9 @@ impl SlimService {
                     }
                     parsed
                 })
-                .collect()
+                .collect();
+            addresses.shrink_to_fit();
+            addresses
         };
         let cluster_ips = addresses(cluster_ips, "spec.clusterIPs");
         let external_ips = addresses(spec.external_ips, "spec.externalIPs");
@@ -137,7 +139,7 @@ impl SlimService {
             ingress.filter_map(|ingress| ingress.ip).collect(),
             "status.loadBalancer.ingress",
         );
-        let mut ports = Vec::new();
+        let mut ports = Vec::with_capacity(spec.ports.len());
         for entry in spec.ports {
             match entry.parse() {
                 Some(port) => ports.push(port),

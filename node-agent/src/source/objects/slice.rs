@@ -5,7 +5,9 @@ use std::{sync::Arc, time::SystemTime};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
-use pointsman_dataplane::model::{Endpoint, EndpointPort, EndpointSlice, Family, ServiceName, Weight};
+use pointsman_dataplane::model::{
+    Common, Endpoint, EndpointPort, EndpointSlice, Family, ServiceName, Weight,
+};
 use serde::Deserialize;
 
 use super::{
@@ -101,7 +103,7 @@ impl SlimSlice {
             return Parsed::gone();
         };
         let mut problems = Vec::new();
-        let mut ports = Vec::new();
+        let mut ports = Vec::with_capacity(self.ports.len());
         // A port without a number stands for all ports, which no proxy can forward.
         for entry in self.ports.into_iter().filter(|entry| entry.port.is_some()) {
             let number = entry.port.unwrap_or_default();
@@ -122,8 +124,7 @@ impl SlimSlice {
                 1
             })
         });
-        let mut workloads = weights::Workloads::default();
-        let mut zones = Zones::default();
+        let mut commons = Commons::default();
         let mut endpoints = Vec::with_capacity(self.endpoints.len());
         for entry in self.endpoints {
             // All addresses of an endpoint are the same endpoint; like kube-proxy, the first one is used.
@@ -146,11 +147,11 @@ impl SlimSlice {
                 local: entry.node_name.as_deref() == Some(node),
                 unplaced: entry.node_name.is_none(),
                 for_nodes: (!hints.for_nodes.is_empty()).then_some(for_nodes),
-                for_zones: zones.share(&hints.for_zones),
-                weight: match (weight, entry.target_ref.as_ref().and_then(SlimTarget::pod)) {
-                    (None, Some(pod)) => workloads.weight_of(pod),
-                    (weight, _) => Weight::Given(weight),
-                },
+                common: commons.of(
+                    &hints.for_zones,
+                    weight,
+                    entry.target_ref.as_ref().and_then(SlimTarget::pod),
+                ),
             });
         }
         let service = ServiceName {
@@ -179,26 +180,40 @@ impl SlimTarget {
     }
 }
 
-/// The different lists of zones of a slice: mostly a few, each of many endpoints.
+/// What the endpoints of a slice have in common: mostly a few different things, each of many endpoints.
 #[derive(Default)]
-struct Zones(Vec<Arc<[Arc<str>]>>);
+struct Commons(Vec<Arc<Common>>);
 
-impl Zones {
-    fn share(&mut self, hints: &[SlimHint]) -> Option<Arc<[Arc<str>]>> {
-        if hints.is_empty() {
+impl Commons {
+    /// What an endpoint has that is hinted for these zones, in a slice of this weight, of this pod.
+    fn of(&mut self, zones: &[SlimHint], weight: Option<u8>, pod: Option<&str>) -> Option<Arc<Common>> {
+        let workload = pod.filter(|_| weight.is_none()).map(weights::workload);
+        if zones.is_empty() && weight.is_none() && workload.is_none() {
             return None;
         }
-        let names = hints.iter().map(|hint| hint.name.as_str());
-        let known = self
-            .0
-            .iter()
-            .find(|zones| zones.iter().map(|zone| &**zone).eq(names.clone()));
+        let names = zones.iter().map(|zone| zone.name.as_str());
+        let is_same = |common: &Common| {
+            let known = common.for_zones.iter().flatten().map(|zone| &**zone);
+            let weighs_same = match (&common.weight, workload) {
+                (Weight::Workload(known), Some(workload)) => **known == *workload,
+                (Weight::Given(known), None) => *known == weight,
+                _ => false,
+            };
+            weighs_same && known.eq(names.clone())
+        };
+        // The last ones are the likeliest: a slice of very many workloads costs no search of them all.
+        let known = self.0.iter().rev().take(16).find(|known| is_same(known));
         Some(match known {
-            Some(zones) => Arc::clone(zones),
+            Some(known) => Arc::clone(known),
             None => {
-                let zones: Arc<[Arc<str>]> = names.map(Arc::from).collect();
-                self.0.push(Arc::clone(&zones));
-                zones
+                let new = Arc::new(Common {
+                    for_zones: (!zones.is_empty()).then(|| names.map(Box::from).collect()),
+                    weight: workload.map_or(Weight::Given(weight), |workload| {
+                        Weight::Workload(workload.into())
+                    }),
+                });
+                self.0.push(Arc::clone(&new));
+                new
             }
         })
     }

@@ -347,7 +347,7 @@ fn hints_are_read_for_this_node() {
             "endpoints": [{"addresses": ["10.0.1.1"], "hints": hints}]
         }));
         let endpoint = parsed.object.unwrap().1.endpoints.remove(0);
-        let zones = endpoint.for_zones;
+        let zones = endpoint.for_zones();
         let zones = zones.map(|zones| zones.iter().map(ToString::to_string).collect::<Vec<_>>());
         (endpoint.for_nodes, zones)
     };
@@ -364,15 +364,23 @@ fn hints_are_read_for_this_node() {
 }
 
 #[test]
-fn endpoints_share_their_zones() {
-    let endpoint = |zone: &str| json!({"addresses": ["10.0.1.1"], "hints": {"forZones": [{"name": zone}]}});
+fn endpoints_share_what_they_have_in_common() {
+    let endpoint = |zone: &str, workload: &str| {
+        json!({
+            "addresses": ["10.0.1.1"], "hints": {"forZones": [{"name": zone}]},
+            "targetRef": {"kind": "Pod", "name": format!("{workload}-x2x4z")}
+        })
+    };
     let parsed = slice(json!({
         "metadata": {"name": "a", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
-        "endpoints": [endpoint("a"), endpoint("b"), endpoint("a")]
+        "endpoints": [endpoint("a", "web"), endpoint("b", "web"), endpoint("a", "web"), endpoint("a", "db")]
     }));
     let endpoints = parsed.object.unwrap().1.endpoints;
-    let zones = |at: usize| endpoints[at].for_zones.as_ref().unwrap();
-    assert!(std::sync::Arc::ptr_eq(zones(0), zones(2)) && !std::sync::Arc::ptr_eq(zones(0), zones(1)));
+    let shared = |one: usize, other: usize| {
+        let common = |at: usize| endpoints[at].common.as_ref().unwrap();
+        std::sync::Arc::ptr_eq(common(one), common(other))
+    };
+    assert_eq!([shared(0, 2), shared(0, 1), shared(0, 3)], [true, false, false]);
 }
 
 /// The weights of a slice's endpoints, and what is wrong with it.
@@ -387,7 +395,10 @@ fn slice_weights(annotations: Value, targets: &[Value]) -> (Vec<Weight>, Vec<Str
     }));
     let endpoints = parsed.object.unwrap().1.endpoints;
     (
-        endpoints.into_iter().map(|endpoint| endpoint.weight).collect(),
+        endpoints
+            .iter()
+            .map(|endpoint| endpoint.weight().clone())
+            .collect(),
         parsed.problems,
     )
 }
@@ -445,10 +456,6 @@ fn an_endpoint_is_of_the_workload_that_its_pod_is_named_after() {
     );
     assert!(weights[4..].iter().all(|weight| *weight == Weight::USUAL));
     assert_eq!(problems, Vec::<String>::new());
-    let (Weight::Workload(first), Weight::Workload(second)) = (&weights[0], &weights[1]) else {
-        panic!("{weights:?}");
-    };
-    assert!(std::sync::Arc::ptr_eq(first, second), "shared");
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! Weights of endpoints, as annotations of slices and Services say them. docs/services.md has what users read.
 
-use std::sync::Arc;
-
-use pointsman_dataplane::model::{MAX_WEIGHT, Weight, Weights};
+use pointsman_dataplane::model::{MAX_WEIGHT, Weights};
 
 /// The annotation of a slice: the weight of each of its endpoints.
 pub(super) const SLICE_ANNOTATION: &str = "pointsman.dev/weight";
@@ -60,24 +58,7 @@ fn beginning(text: &str) -> String {
     text.chars().take(REPEATED).collect()
 }
 
-/// The workloads of a slice's pods: mostly one, of many endpoints.
-#[derive(Default)]
-pub(super) struct Workloads(Vec<Arc<str>>);
-
-impl Workloads {
-    /// What the weight of this pod's endpoint follows from. Controllers name a pod after what they made it for, and
-    /// add a part of their own.
-    pub(super) fn weight_of(&mut self, pod: &str) -> Weight {
-        let workload = pod.rsplit_once('-').map_or(pod, |(workload, _)| workload);
-        // The last ones are the likeliest: a slice of very many workloads costs no search of them all.
-        let known = self.0.iter().rev().take(16).find(|known| &***known == workload);
-        Weight::Workload(match known {
-            Some(known) => Arc::clone(known),
-            None => {
-                let new: Arc<str> = workload.into();
-                self.0.push(Arc::clone(&new));
-                new
-            }
-        })
-    }
+/// The workload that a pod is of: controllers name a pod after what they made it for, and add a part of their own.
+pub(super) fn workload(pod: &str) -> &str {
+    pod.rsplit_once('-').map_or(pod, |(workload, _)| workload)
 }
