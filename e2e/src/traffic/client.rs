@@ -119,7 +119,8 @@ impl Client {
     pub fn flood(&self, protocol: Protocol, target: SocketAddr) -> Flood {
         let client = self.clone();
         let attempt = move || client.attempt(protocol, target, client.timeout);
-        Flood::start(self.namespace.clone(), attempt)
+        let what = format!("{protocol:?} from {} to {target}", self.namespace.name());
+        Flood::start(what, self.namespace.clone(), attempt)
     }
 
     /// Makes quick attempts, each a fresh connection, until one's outcome satisfies `wanted`. Returns the time

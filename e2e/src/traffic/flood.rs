@@ -23,6 +23,8 @@ const REMEMBERED: usize = 20;
 /// A thread that makes attempts until stopped or dropped.
 #[derive(Debug)]
 pub struct Flood {
+    /// Who asks whom, for errors.
+    what: String,
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Seen>>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -35,7 +37,11 @@ struct Seen {
 }
 
 impl Flood {
-    pub(super) fn start(namespace: Netns, attempt: impl Fn() -> Outcome + Send + 'static) -> Self {
+    pub(super) fn start(
+        what: String,
+        namespace: Netns,
+        attempt: impl Fn() -> Outcome + Send + 'static,
+    ) -> Self {
         let (stop, seen) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Seen>>::default());
         let (stopped, ours) = (Arc::clone(&stop), Arc::clone(&seen));
         let thread = thread::spawn(move || {
@@ -55,6 +61,7 @@ impl Flood {
             Ok(())
         });
         Self {
+            what,
             stop,
             seen,
             thread: Some(thread),
@@ -104,10 +111,16 @@ impl Flood {
     pub fn stop_without_loss(mut self) -> Result<Tally> {
         self.end()?;
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        ensure!(seen.tally.ok() > 0, "nothing was answered: {}", seen.tally);
+        ensure!(
+            seen.tally.ok() > 0,
+            "{}: nothing was answered: {}",
+            self.what,
+            seen.tally
+        );
         ensure!(
             seen.tally.lost() == 0,
-            "{}; the first losses: {:?}",
+            "{}: {}; the first losses: {:?}",
+            self.what,
             seen.tally,
             seen.losses
         );
