@@ -5,7 +5,8 @@
 //! nat prerouting, output ─▶ services: frontends { address . protocol . port : number } ─▶ dispatch
 //!                                     node-addresses, node-ports { protocol . port : number } ─▶ dispatch
 //! the same, after others ─▶ unclaimed: cluster-ips ─▶ refuse; ServiceCIDRs ─▶ drop
-//! dispatch: restricted?  sources { number . range }, restricted { number : number }, or drop
+//! dispatch: special, if the number has any flag but the usual one:
+//!           restricted?  sources { number . range }, restricted { number : number }, or drop
 //!           external?    from here: as it is; from elsewhere: outside { pool : pool }
 //!           masquerade?  marks the packet
 //!           pools { pool : class and pool }, classes { class : chain }

@@ -72,7 +72,8 @@ pub(super) fn chains(context: &Context, family: Family) -> Vec<Chain> {
         inner("non-local", non_local(&traffic, header)),
         inner("restricted", restricted(header)),
         inner("external", external(&traffic, header)),
-        inner("dispatch", dispatch()),
+        inner("special", special()),
+        inner("dispatch", dispatch(&traffic)),
         inner("node-port", node_port(context, family)),
         inner("services", services(family)),
         inner("unclaimed", unclaimed(context, family)),
@@ -169,12 +170,42 @@ fn external(traffic: &LocalTraffic, header: Header) -> Vec<Rule> {
 /// `RTN_LOCAL`: an address of the node.
 const RTN_LOCAL: u32 = 2;
 
-fn dispatch() -> Vec<Rule> {
-    vec![
+/// A frontend of which nothing is asked but what is usual, a ClusterIP mostly, meets no rule about what it has not: at
+/// some 10 ns an expression those would cost more than its lookups.
+fn dispatch(traffic: &LocalTraffic) -> Vec<Rule> {
+    let mut rules = vec![ending(
+        [
+            load_number(RESTRICTED | EXTERNAL | MASQUERADE | MASQUERADE_NON_LOCAL, R0),
+            vec![E::Compare {
+                at: R0,
+                equal: false,
+                value: number(MASQUERADE_NON_LOCAL),
+            }],
+        ]
+        .concat(),
+        goto("special"),
+    )];
+    if *traffic != LocalTraffic::Unknown {
+        rules.push(vec![jump("non-local")]);
+    }
+    rules.extend(assign());
+    rules
+}
+
+fn special() -> Vec<Rule> {
+    let mut rules = vec![
         ending(has_flag(RESTRICTED), jump("restricted")),
         ending(has_flag(EXTERNAL), jump("external")),
         [has_flag(MASQUERADE), mark()].concat(),
         ending(has_flag(MASQUERADE_NON_LOCAL), jump("non-local")),
+    ];
+    rules.extend(assign());
+    rules
+}
+
+/// Sends the packet to its pool's class.
+fn assign() -> Vec<Rule> {
+    vec![
         replace_number(ID, Map::Pools),
         ending(
             load_number(CLASS, R0),
@@ -269,17 +300,17 @@ fn node_port(context: &Context, family: Family) -> Vec<Rule> {
 }
 
 fn postrouting(header: Header) -> Vec<Rule> {
-    let mut own = is_translated();
-    // A number of ours has a class; the kernel's own priorities are small.
-    own.extend([
-        E::MetaLoad(Meta::Priority, R0),
-        E::ToNetworkOrder(R0),
-        E::AtLeast(R0, (ID + 1).to_be_bytes().to_vec()),
-        E::Immediate(R0, number(0)),
-        E::MetaSet(Meta::Priority, R0),
-    ]);
     vec![
-        own,
+        // Nothing else is any business of ours.
+        ending(is_translated(false), back()),
+        // A number of ours has a class; the kernel's own priorities are small.
+        vec![
+            E::MetaLoad(Meta::Priority, R0),
+            E::ToNetworkOrder(R0),
+            E::AtLeast(R0, (ID + 1).to_be_bytes().to_vec()),
+            E::Immediate(R0, number(0)),
+            E::MetaSet(Meta::Priority, R0),
+        ],
         // A pod that reaches itself through its Service must see the node as the source, or it would answer itself
         // directly and not recognise the answer.
         vec![
@@ -316,8 +347,8 @@ fn postrouting(header: Header) -> Vec<Rule> {
     ]
 }
 
-/// Passes only packets of connections whose destination was translated.
-fn is_translated() -> Vec<E> {
+/// Passes only packets of connections whose destination was translated, or only those whose was not.
+fn is_translated(yes: bool) -> Vec<E> {
     vec![
         E::CtLoad(Ct::Status, R0),
         E::Bitwise {
@@ -327,7 +358,7 @@ fn is_translated() -> Vec<E> {
         },
         E::Compare {
             at: R0,
-            equal: false,
+            equal: !yes,
             value: number(0),
         },
     ]
@@ -371,6 +402,6 @@ pub(super) fn grace() -> Chain {
             number: 4,
             priority: 99,
         }),
-        rules: vec![ending(is_translated(), E::Verdict(Verdict::Accept))],
+        rules: vec![ending(is_translated(true), E::Verdict(Verdict::Accept))],
     }
 }

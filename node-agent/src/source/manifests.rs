@@ -196,7 +196,9 @@ impl Reader {
     /// What is different after these files may have changed.
     fn changed(&mut self, paths: HashSet<PathBuf>) -> Result<Vec<Event>> {
         let mut gone = Vec::new();
-        let mut changed = Vec::new();
+        // What an object says is kept, not the object, which takes many times as much. Policies are compared with each other.
+        let mut told = Vec::new();
+        let mut policies = Vec::new();
         for path in paths.into_iter().filter(|path| is_manifest(path)) {
             let state = fs::metadata(&path).ok().filter(fs::Metadata::is_file);
             let modified = state.and_then(|state| Some((state.modified().ok()?, state.len())));
@@ -227,7 +229,10 @@ impl Reader {
             for (id, object) in objects {
                 let digest = digest(&object);
                 if old.get(&id) != Some(&digest) {
-                    changed.push((id.clone(), object));
+                    match id {
+                        Id::Policy(_) => policies.push((id.clone(), object)),
+                        _ => told.extend(self.event(id.clone(), Some(object))),
+                    }
                 }
                 digests.insert(id, digest);
             }
@@ -243,9 +248,11 @@ impl Reader {
         }
         // An object that moved from one file to another is not gone.
         gone.retain(|id| self.files.values().all(|file| !file.objects.contains_key(id)));
-        let all = gone.into_iter().map(|id| (id, None));
-        let all = all.chain(changed.into_iter().map(|(id, object)| (id, Some(object))));
-        let mut events: Vec<Event> = all.filter_map(|(id, object)| self.event(id, object)).collect();
+        let mut events = Vec::with_capacity(gone.len() + told.len() + policies.len());
+        events.extend(gone.into_iter().filter_map(|id| self.event(id, None)));
+        events.append(&mut told);
+        let policies = policies.into_iter();
+        events.extend(policies.filter_map(|(id, object)| self.event(id, Some(object))));
         if self.policy_unknown && (self.broken.is_empty() || !self.policies.is_empty()) {
             self.policy_unknown = false;
             if self.policies.is_empty() {
