@@ -8,7 +8,11 @@ set -eu
 #   iptables   kube-proxy's iptables mode and ours, both variants (legacy, nf_tables)
 #   nftables   nft: kube-proxy's nftables mode, cutting a node off, reading rules back
 #   conntrack  looking at and clearing connections from tests
-packages="iproute2 iptables nftables conntrack"
+#   ipvsadm    looking at virtual services, and writing foreign ones
+#   ipset      kube-proxy's ipvs mode
+#   linux-source-6.12 xz-utils   the test kernel's sources
+#   make gcc libc6-dev flex bison bc libelf-dev perl   building it
+packages="iproute2 iptables nftables conntrack ipvsadm ipset linux-source-6.12 xz-utils make gcc libc6-dev flex bison bc libelf-dev perl"
 
 missing=""
 for package in $packages; do

@@ -3,11 +3,12 @@
 use std::{
     env,
     path::PathBuf,
-    process::Command,
     sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
+
+use pointsman_test_kernel::cargo;
 
 use crate::toolchain::target_directory;
 
@@ -42,39 +43,7 @@ pub fn find(binary: Binary) -> Result<PathBuf> {
     let release = executable.starts_with(target.join("release"));
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     if !*built {
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        command.args([
-            "build",
-            "--quiet",
-            "--package",
-            "pointsman-agent",
-            "--package",
-            "pointsman-operator",
-        ]);
-        command.arg("--target-dir").arg(&target);
-        // What cargo tells the test that it runs. Build scripts read the same names: ring's would see a change here,
-        // and its change back outside, and be built anew each time with all that depends on it.
-        let told = [
-            "CARGO_PKG_",
-            "CARGO_MANIFEST_",
-            "CARGO_BIN_",
-            "CARGO_CRATE_",
-            "CARGO_PRIMARY_",
-        ];
-        for (name, _) in env::vars_os() {
-            let is_told = |name: &str| told.iter().any(|prefix| name.starts_with(prefix));
-            if name.to_str().is_some_and(is_told) {
-                command.env_remove(name);
-            }
-        }
-        if release {
-            command.arg("--release");
-        }
-        let status = command
-            .status()
-            .context("running cargo to build pointsman's programs")?;
-        ensure!(status.success(), "pointsman's programs do not build; see above");
+        cargo::build(&target, release, &["pointsman-agent", "pointsman-operator"])?;
         *built = true;
     }
     let path = target

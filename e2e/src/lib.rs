@@ -52,7 +52,6 @@ pub mod process;
 pub mod relay;
 pub mod requirements;
 pub mod rules;
-mod spawn;
 pub mod sysctl;
 pub mod toolchain;
 pub mod traffic;

@@ -16,7 +16,9 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use crate::{ip, requirements, spawn};
+use pointsman_test_kernel::child;
+
+use crate::{ip, requirements};
 
 /// A network namespace. Clones mean the same namespace, which lives until the last of them is dropped and the
 /// last process in it has ended.
@@ -92,7 +94,7 @@ impl Netns {
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.env("PATH", requirements::search_path());
-        spawn::bind_to_parent(&mut command, Some(Arc::clone(&self.handle)));
+        child::bind_to_parent(&mut command, Some(Arc::clone(&self.handle)));
         command
     }
 

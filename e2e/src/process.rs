@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::spawn;
+use pointsman_test_kernel::child;
 
 /// A running program. Dropping it kills it; when that happens because a test failed, the end of its log is
 /// printed first.
@@ -60,7 +60,7 @@ impl Process {
         );
         command.stderr(file);
         let program = command.get_program().to_owned();
-        let child = spawn::spawn(command)
+        let child = child::spawn(command)
             .with_context(|| format!("starting {name} ({})", program.to_string_lossy()))?;
         let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id that is no process id")?);
         Ok(Self {

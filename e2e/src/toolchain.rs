@@ -1,15 +1,16 @@
 //! Builds the real programs from their Go modules (e2e/tools), once, into `<target>/e2e/bin`.
 
 use std::{
-    env, fmt,
-    fs::{self, File},
-    io::{self, ErrorKind},
+    fmt, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
+use pointsman_test_kernel::cache;
+pub use pointsman_test_kernel::cache::target_directory;
 use sha2::{Digest, Sha256};
 
 /// A program that the harness builds. Listed in the order in which they are needed.
@@ -104,11 +105,9 @@ impl Toolchain {
     /// # Errors
     /// When the target directory cannot be told or written.
     pub fn locate() -> Result<Self> {
-        let bin = target_directory()?.join("e2e/bin");
-        fs::create_dir_all(&bin).with_context(|| format!("making {}", bin.display()))?;
         Ok(Self {
             modules: Path::new(env!("CARGO_MANIFEST_DIR")).join("tools"),
-            bin,
+            bin: cache::bin()?,
         })
     }
 
@@ -118,24 +117,11 @@ impl Toolchain {
     /// # Errors
     /// When Go is missing or the build fails: says which program and what to try.
     pub fn program(&self, program: Program) -> Result<PathBuf> {
-        let path = self.bin.join(program.name());
-        let stamp = self.bin.join(format!("{program}.stamp"));
         let flags = self.flags(program)?;
         let wanted = self.fingerprint(program, &flags)?;
-        let up_to_date = || path.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == wanted);
-        if up_to_date() {
-            return Ok(path);
-        }
-        // One build at a time: Go uses all cores, and two builds of one module share most packages.
-        let lock = File::create(self.bin.join(".lock")).context("opening the lock of the builds")?;
-        lock.lock().context("waiting for another process to build")?;
-        if !up_to_date() {
-            // Without its stamp a binary is not taken for finished if this build is interrupted.
-            remove_if_there(&stamp)?;
-            self.build(program, &flags, &path)?;
-            fs::write(&stamp, &wanted).with_context(|| format!("writing {}", stamp.display()))?;
-        }
-        Ok(path)
+        cache::program(&self.bin, program.name(), &wanted, |path| {
+            self.build(program, &flags, path)
+        })
     }
 
     fn build(&self, program: Program, flags: &[String], path: &Path) -> Result<()> {
@@ -228,37 +214,5 @@ impl Toolchain {
     fn module_file(&self, program: Program, file: &str) -> Result<String> {
         let path = self.modules.join(program.module()).join(file);
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-    }
-}
-
-/// Cargo's target directory: what CARGO_TARGET_DIR says, else the one that the running program is in.
-///
-/// # Errors
-/// When the program is in none (it was copied): set CARGO_TARGET_DIR.
-pub fn target_directory() -> Result<PathBuf> {
-    if let Some(folder) = env::var_os("CARGO_TARGET_DIR") {
-        return std::path::absolute(folder).context("CARGO_TARGET_DIR");
-    }
-    let program = env::current_exe().context("asking where this program is")?;
-    // Cargo marks the directory itself with this file; between it and the program may be a profile, a target
-    // triple and `deps`.
-    let marked = program
-        .ancestors()
-        .find(|folder| folder.join("CACHEDIR.TAG").is_file());
-    let folder = marked.with_context(|| {
-        format!(
-            "{} is in no cargo target directory; set CARGO_TARGET_DIR",
-            program.display()
-        )
-    })?;
-    Ok(folder.to_owned())
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", path.display()))
-        }
-        _ => Ok(()),
     }
 }

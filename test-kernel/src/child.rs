@@ -20,12 +20,16 @@ use std::{
 
 use nix::{
     sched::{CloneFlags, setns},
-    sys::{prctl, signal::Signal},
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::Signal,
+    },
     unistd::{Pid, getppid},
 };
 
 /// Makes `command`'s child enter the network namespace (when there is one) and die with its parent.
-pub(crate) fn bind_to_parent(command: &mut Command, namespace: Option<Arc<OwnedFd>>) {
+pub fn bind_to_parent(command: &mut Command, namespace: Option<Arc<OwnedFd>>) {
     let parent = Pid::this();
     let prepare = move || -> io::Result<()> {
         if let Some(namespace) = &namespace {
@@ -47,12 +51,23 @@ pub(crate) fn bind_to_parent(command: &mut Command, namespace: Option<Arc<OwnedF
 )]
 fn before_exec(command: &mut Command, prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: `prepare` runs in the forked child, where only async-signal-safe functions are allowed. It calls
-    // setns, prctl and getppid, which are plain system calls, and allocates nothing on its way to success.
+    // setns, prctl, getppid and setrlimit, which are plain system calls, and allocates nothing on its way to success.
     unsafe { command.pre_exec(prepare) };
 }
 
+/// Makes `command`'s child leave no core file when it aborts.
+pub fn without_core_file(command: &mut Command) {
+    before_exec(command, || {
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        Ok(())
+    });
+}
+
 /// Starts `command` from the thread that lives as long as this process.
-pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
+///
+/// # Errors
+/// When it cannot be started.
+pub fn spawn(mut command: Command) -> io::Result<Child> {
     type Order = Box<dyn FnOnce() + Send>;
     static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {

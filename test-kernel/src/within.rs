@@ -1,0 +1,70 @@
+//! Moves a whole test binary into the test kernel.
+
+use std::{env, os::unix::process::CommandExt as _, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{INSIDE, machine};
+
+/// Makes this test binary run in the test kernel: one line at the top of a file in `tests/`. Its tests stay ordinary ones, and
+/// so do filters, `--nocapture` and the like; `--list` lists without booting.
+///
+/// The line runs before `main`, which libtest has taken. Outside it replaces the process by this crate's own program
+/// (`test-kernel`), which boots the kernel, runs the binary in it with the same arguments and environment, and ends as it ends.
+#[macro_export]
+macro_rules! run_inside {
+    () => {
+        #[allow(
+            unsafe_code,
+            reason = "the only place before libtest's main; what runs there is an exec, and inside nothing"
+        )]
+        #[used]
+        #[unsafe(link_section = ".init_array")]
+        static RUN_INSIDE: extern "C" fn() = {
+            extern "C" fn enter() {
+                $crate::within::enter();
+            }
+            enter
+        };
+    };
+}
+
+/// Whether this process runs in the test kernel.
+#[must_use]
+pub fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some()
+}
+
+/// What [`run_inside!`](crate::run_inside) does. Returns inside and where there is nothing to run.
+pub fn enter() {
+    let only_asks = |argument| argument == "--list" || argument == "--help" || argument == "-h";
+    // Inside there is always a program to go on with: nothing is sent there a second time.
+    let entered = match (is_inside(), env::args_os().any(only_asks)) {
+        (true, _) => has_ipvs(),
+        (false, true) => Ok(()),
+        (false, false) => leave(),
+    };
+    if let Err(error) = entered {
+        eprintln!("these tests run in the test kernel: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn has_ipvs() -> Result<()> {
+    let listed = Path::new("/proc/net/ip_vs");
+    ensure!(
+        listed.exists(),
+        "{INSIDE} is set, but this kernel has no IPVS: it is set by the test kernel only"
+    );
+    Ok(())
+}
+
+fn leave() -> Result<()> {
+    let program = machine::command_line()?;
+    let error = Command::new(&program)
+        .arg("--")
+        .arg(env::current_exe().context("asking which program this is")?)
+        .args(env::args_os().skip(1))
+        .exec();
+    Err(error).with_context(|| format!("running {}", program.display()))
+}
