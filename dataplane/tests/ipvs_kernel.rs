@@ -109,7 +109,7 @@ fn a_virtual_service_is_balanced_with_masquerade() {
         ("fd00:10:96::1", v6(CLIENT), pairs.map(|(_, v6)| v6)),
     ];
     for (vip, client, servers) in families {
-        let vip: IpAddr = vip.parse().unwrap();
+        let [vip, client]: [IpAddr; 2] = [vip, &client].map(|address| address.parse().unwrap());
         let nodad = if vip.is_ipv6() { " nodad" } else { "" };
         network
             .node
@@ -129,7 +129,7 @@ fn a_virtual_service_is_balanced_with_masquerade() {
             let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
             for _ in 0..20 {
                 let Answer { who, port, saw } = ask(&network.client, protocol, to).unwrap();
-                assert_eq!(saw.to_string(), client, "IPVS leaves the client its address");
+                assert_eq!(saw, client, "IPVS leaves the client its address");
                 *seen.entry(SocketAddr::new(who, port)).or_default() += 1;
             }
             assert_eq!(seen, ends.map(|end| (end, 10)).into(), "{protocol:?} {to}");

@@ -45,6 +45,8 @@ kinds! {
     PowerOff = b'p',
     /// To the host: it has booted.
     Ready = b'r',
+    /// To the host: how many bytes of what it sent have been read.
+    Took = b't',
     /// To the host, every second: it goes on.
     Alive = b'a',
     /// To the host: what a process wrote to stdout.
@@ -56,6 +58,10 @@ kinds! {
     /// To the host: why what it asked for cannot be done.
     Failed = b'f',
 }
+
+/// How many bytes may be on their way to the guest that it has not read. Its terminal holds 4 KiB; when that is nearly full
+/// the driver turns its interrupt off and never on again (line_throttle, line_unthrottle).
+pub(crate) const WINDOW: usize = 2048;
 
 /// No message is longer: one that says so was never sent.
 const LONGEST: usize = 4 << 20;
@@ -70,6 +76,10 @@ impl Frame {
     }
 
     pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(&self.encode()?)
+    }
+
+    pub(crate) fn encode(&self) -> io::Result<Vec<u8>> {
         let length = u32::try_from(self.payload.len())
             .ok()
             .filter(|_| self.payload.len() <= LONGEST)
@@ -79,7 +89,7 @@ impl Frame {
         bytes.extend(self.process.to_le_bytes());
         bytes.extend(length.to_le_bytes());
         bytes.extend(&self.payload);
-        to.write_all(&bytes)
+        Ok(bytes)
     }
 
     pub(crate) fn read(from: &mut impl Read) -> io::Result<Self> {

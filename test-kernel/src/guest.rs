@@ -3,10 +3,10 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{Read, Write as _},
+    io::{self, Read, Write},
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{ChildStdin, Command, Stdio},
+    process::{Command, Stdio},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, Sender},
@@ -63,12 +63,16 @@ fn serve() -> Result<()> {
     let mut settings = tcgetattr(&line).context("reading the line's settings")?;
     cfmakeraw(&mut settings);
     tcsetattr(&line, SetArg::TCSANOW, &settings).context("making the line carry bytes as they are")?;
-    let mut orders = line.try_clone().context("sharing the line")?;
+    let orders = line.try_clone().context("sharing the line")?;
     let guest = Arc::new(Guest {
         line: Mutex::new(line),
         processes: Mutex::default(),
         started: Condvar::new(),
     });
+    let mut orders = Orders {
+        line: orders,
+        guest: Arc::clone(&guest),
+    };
     guest.send(Kind::Ready, 0, []);
     for work in [Guest::say_alive, Guest::reap] {
         let guest = Arc::clone(&guest);
@@ -81,7 +85,10 @@ fn serve() -> Result<()> {
             Kind::PowerOff => return Ok(()),
             Kind::Share => share(&order.payload),
             Kind::Start => guest.start(order.process, &order.payload),
-            Kind::Input => guest.input(order.process, order.payload),
+            Kind::Input => {
+                guest.input(order.process, order.payload);
+                Ok(())
+            }
             Kind::Signal => guest.signal(order.process, &order.payload),
             kind => bail!("the host said {kind:?}"),
         };
@@ -161,6 +168,22 @@ fn share(path: &[u8]) -> Result<()> {
     .with_context(|| format!("mounting {path}"))
 }
 
+/// What the host says. It is told what was read, and sends no more than the line can hold.
+struct Orders {
+    line: File,
+    guest: Arc<Guest>,
+}
+
+impl Read for Orders {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.line.read(buffer)?;
+        // Never more than the line holds.
+        let took = u32::try_from(length).unwrap_or(u32::MAX);
+        self.guest.send(Kind::Took, 0, took.to_le_bytes());
+        Ok(length)
+    }
+}
+
 struct Guest {
     line: Mutex<File>,
     processes: Mutex<HashMap<u32, Process>>,
@@ -175,9 +198,18 @@ struct Process {
     streams: usize,
 }
 
+/// What is to be given to a process, by a thread of its own: one that does not read keeps nobody else waiting.
 enum Input {
-    Pipe(Option<ChildStdin>),
-    Terminal(File),
+    /// Closed by being dropped.
+    Pipe(Option<Sender<Vec<u8>>>),
+    Terminal(Sender<Vec<u8>>),
+}
+
+/// Writes what comes. A program need not read all of it.
+fn feed(mut to: impl Write + Send + 'static) -> Sender<Vec<u8>> {
+    let (sender, parts) = mpsc::channel::<Vec<u8>>();
+    thread::spawn(move || parts.into_iter().try_for_each(|part| to.write_all(&part)));
+    sender
 }
 
 impl Guest {
@@ -233,7 +265,7 @@ impl Guest {
                 let errors = child.stderr.take().context("no errors")?;
                 self.forward(Kind::Out, id, output, told.clone());
                 self.forward(Kind::Err, id, errors, told);
-                (child.id(), Input::Pipe(child.stdin.take()), 2)
+                (child.id(), Input::Pipe(child.stdin.take().map(feed)), 2)
             }
             Some((rows, columns)) => {
                 let size = Winsize {
@@ -253,7 +285,7 @@ impl Guest {
                     master.try_clone().context("sharing a terminal")?,
                     told,
                 );
-                (child.id(), Input::Terminal(master), 1)
+                (child.id(), Input::Terminal(feed(master)), 1)
             }
         };
         let pid = Pid::from_raw(i32::try_from(pid).context("a process id that is no process id")?);
@@ -289,22 +321,21 @@ impl Guest {
         });
     }
 
-    fn input(&self, id: u32, input: Vec<u8>) -> Result<()> {
+    fn input(&self, id: u32, input: Vec<u8>) {
         if let Some(process) = self.processes().get_mut(&id) {
-            // A program that does not read all of its input may do so.
+            // The thread ends when the program takes no more.
             let _ = match &mut process.input {
                 Input::Pipe(pipe) if input.is_empty() => {
                     *pipe = None;
                     Ok(())
                 }
-                Input::Pipe(Some(pipe)) => pipe.write_all(&input),
+                Input::Pipe(Some(pipe)) => pipe.send(input),
                 Input::Pipe(None) => Ok(()),
                 // The terminal's own end of input.
-                Input::Terminal(master) if input.is_empty() => master.write_all(b"\x04"),
-                Input::Terminal(master) => master.write_all(&input),
+                Input::Terminal(master) if input.is_empty() => master.send(b"\x04".into()),
+                Input::Terminal(master) => master.send(input),
             };
         }
-        Ok(())
     }
 
     fn signal(&self, id: u32, number: &[u8]) -> Result<()> {

@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{
     Options, cache, cargo,
-    frame::{Frame, Kind, Start},
+    frame::{Frame, Kind, Start, WINDOW},
     machine::{self, Machine},
 };
 
@@ -61,6 +61,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     ready: bool,
+    /// How many bytes the guest has not read yet.
+    on_their_way: usize,
     last: u32,
     processes: HashMap<u32, Running>,
     /// Why nothing more is to be expected of it.
@@ -143,9 +145,6 @@ impl Kernel {
         } = machine::start(options)?;
         let group = Pid::from_raw(i32::try_from(child.id()).context("a process id that is no process id")?);
         let reading = line.try_clone().context("sharing the guest's serial line")?;
-        // A guest that hears nobody must not make us hang: its line holds 200 KB.
-        line.set_write_timeout(Some(SILENCE))
-            .context("a limit for the line")?;
         let shared = Arc::new(Shared {
             line: Mutex::new(line),
             state: Mutex::default(),
@@ -280,17 +279,22 @@ impl Shared {
     }
 
     fn send(&self, frame: &Frame) -> Result<()> {
-        if let Some(gone) = &self.state().gone {
-            bail!("{gone}; the end of its console:\n{}", self.console());
-        }
+        let bytes = frame.encode().context("telling the test kernel")?;
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = frame.write(&mut *line);
-        sent.with_context(|| {
-            format!(
-                "telling the test kernel; the end of its console:\n{}",
-                self.console()
-            )
-        })
+        for part in bytes.chunks(WINDOW) {
+            let room = |state: &State| (state.on_their_way + part.len() <= WINDOW).then_some(());
+            if self.wait(Some(Instant::now() + SILENCE), room)?.is_none() {
+                bail!(
+                    "the test kernel hears nobody; the end of its console:\n{}",
+                    self.console()
+                );
+            }
+            self.state().on_their_way += part.len();
+            if let Err(error) = line.write_all(part) {
+                bail!("{}; the end of its console:\n{}", lost(&error), self.console());
+            }
+        }
+        Ok(())
     }
 
     /// Waits until `look` finds something; none when the time is over first.
@@ -327,10 +331,7 @@ impl Shared {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         break format!("the test kernel hangs: nothing was heard of it for {SILENCE:?}");
                     }
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                        break "the test kernel ended".to_owned();
-                    }
-                    Err(error) => break format!("the test kernel cannot be understood: {error}"),
+                    Err(error) => break lost(&error),
                 }
             },
         };
@@ -343,6 +344,10 @@ impl Shared {
         let process = state.processes.get_mut(&frame.process);
         match (frame.kind, process) {
             (Kind::Ready, _) => state.ready = true,
+            (Kind::Took, _) => {
+                let took = frame.payload.try_into().map(u32::from_le_bytes);
+                state.on_their_way = state.on_their_way.saturating_sub(took.unwrap_or(0) as usize);
+            }
             (Kind::Out | Kind::Err, Some(process)) => {
                 // Whom we write to may have closed; what the program does counts all the same.
                 let _ = process.streams.take(frame.kind, &frame.payload);
@@ -390,6 +395,16 @@ impl Shared {
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+/// What it means that the line to the guest cannot be read or written.
+fn lost(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+            "the test kernel ended".to_owned()
+        }
+        _ => format!("the test kernel cannot be understood: {error}"),
     }
 }
 
