@@ -133,6 +133,11 @@ impl Netns {
         Ok(Published { target })
     }
 
+    /// What stands for this namespace.
+    pub(crate) fn handle(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.handle)
+    }
+
     pub(crate) fn downgrade(&self) -> WeakNetns {
         WeakNetns {
             name: Arc::clone(&self.name),

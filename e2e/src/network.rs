@@ -10,16 +10,18 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Mutex,
+    sync::{Arc, Mutex, Weak},
 };
 
 use anyhow::{Context, Result, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
+use pointsman_test_kernel::{Kernel, Options as KernelOptions};
 
 use crate::{
     carrier,
     external::ExternalHost,
     ip,
+    kernel_node::{self, KernelNode, Tap},
     netns::{Netns, WeakNetns},
     nft,
     node::{NodeNet, PodRange},
@@ -85,8 +87,50 @@ pub struct Fabric {
 
 #[derive(Debug, Default)]
 struct Members {
-    nodes: Vec<(WeakNetns, PodRange, Addresses)>,
+    nodes: Vec<(Reach, PodRange, Addresses)>,
     externals: Vec<WeakNetns>,
+}
+
+impl Members {
+    /// The next node's number and place.
+    fn next_node(&self) -> Result<(u8, u8)> {
+        let number = u8::try_from(self.nodes.len() + 1).context("too many nodes")?;
+        let place = FIRST_NODE - 1 + number;
+        ensure!(
+            place < FIRST_EXTERNAL,
+            "the wire has room for {} nodes",
+            FIRST_EXTERNAL - FIRST_NODE
+        );
+        Ok((number, place))
+    }
+
+    /// The `ip` commands that lead to all nodes' pods.
+    fn ways(&self) -> Vec<String> {
+        let ways = self.nodes.iter();
+        ways.flat_map(|(_, pods, via)| pods.routes_via(*via)).collect()
+    }
+}
+
+/// How a node is told of ways to others. It is not kept alive.
+#[derive(Debug)]
+enum Reach {
+    Namespace(WeakNetns),
+    Kernel(Weak<Kernel>),
+}
+
+impl Reach {
+    fn batch(&self, commands: impl IntoIterator<Item = String>) -> Result<()> {
+        match self {
+            Self::Namespace(namespace) => match namespace.upgrade() {
+                Some(namespace) => ip::batch(&namespace, commands),
+                None => Ok(()),
+            },
+            Self::Kernel(kernel) => match kernel.upgrade() {
+                Some(kernel) => kernel_node::batch(&kernel, commands),
+                None => Ok(()),
+            },
+        }
+    }
 }
 
 impl Fabric {
@@ -123,32 +167,47 @@ impl Fabric {
     /// When a namespace or a link cannot be made, or at the 189th node.
     pub fn node(&self, name: &str) -> Result<NodeNet> {
         let mut members = self.members()?;
-        let number = u8::try_from(members.nodes.len() + 1).context("too many nodes")?;
-        let place = FIRST_NODE - 1 + number;
-        ensure!(
-            place < FIRST_EXTERNAL,
-            "the wire has room for {} nodes",
-            FIRST_EXTERNAL - FIRST_NODE
-        );
+        let (number, place) = members.next_node()?;
         let namespace = Netns::new(name)?;
         sysctl::write(&namespace, sysctl::ROUTER)?;
         let addresses = self.join(&namespace, place)?;
         let pods = PodRange::of(number);
+        ip::batch(&namespace, members.ways())?;
+        self.lead_to(&members, pods, addresses)?;
+        let reach = Reach::Namespace(namespace.downgrade());
+        members.nodes.push((reach, pods, addresses));
+        NodeNet::new(name, namespace, addresses, pods)
+    }
 
-        let mut ways = Vec::new();
-        for (other, other_pods, other_addresses) in &members.nodes {
-            let Some(other) = other.upgrade() else { continue };
-            ip::batch(&other, pods.routes_via(addresses))?;
-            ways.extend(other_pods.routes_via(*other_addresses));
+    /// Adds a node with the next number that runs on the test kernel, which is built when it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be built or does not boot, or at the 189th node.
+    pub fn kernel_node(&self, name: &str, options: &KernelOptions) -> Result<KernelNode> {
+        let mut members = self.members()?;
+        let (number, place) = members.next_node()?;
+        let tap = Tap::on(&self.wire, BRIDGE, place)?;
+        let (addresses, pods) = (on_wire(place), PodRange::of(number));
+        let ways = ways_out().into_iter().chain(members.ways());
+        let node = KernelNode::boot(name, options, tap, addresses, pods, ways)?;
+        carrier::wait(&self.wire, &format!("tap{place}"))?;
+        self.lead_to(&members, pods, addresses)?;
+        let reach = Reach::Kernel(Arc::downgrade(node.kernel()));
+        members.nodes.push((reach, pods, addresses));
+        Ok(node)
+    }
+
+    /// Tells everybody the way to a new node's pods.
+    fn lead_to(&self, members: &Members, pods: PodRange, addresses: Addresses) -> Result<()> {
+        for (other, ..) in &members.nodes {
+            other.batch(pods.routes_via(addresses))?;
         }
-        ip::batch(&namespace, ways)?;
         // So that the gateway's "unreachable" finds its way back to a pod.
         ip::batch(&self.wire, pods.routes_via(addresses))?;
         for external in members.externals.iter().filter_map(WeakNetns::upgrade) {
             ip::batch(&external, pods.routes_via(addresses))?;
         }
-        members.nodes.push((namespace.downgrade(), pods, addresses));
-        NodeNet::new(name, namespace, addresses, pods)
+        Ok(())
     }
 
     /// Adds a host outside of the cluster. It knows the way to pods (so that a pod's own source address can be
@@ -165,13 +224,7 @@ impl Fabric {
             &namespace,
             place.context("no room for another outside host on the wire")?,
         )?;
-        ip::batch(
-            &namespace,
-            members
-                .nodes
-                .iter()
-                .flat_map(|(_, pods, via)| pods.routes_via(*via)),
-        )?;
+        ip::batch(&namespace, members.ways())?;
         members.externals.push(namespace.downgrade());
         Ok(ExternalHost::new(namespace, addresses))
     }
@@ -209,17 +262,15 @@ impl Fabric {
         )
         .with_context(|| format!("connecting {} to the wire", namespace.name()))?;
         let addresses @ Addresses { v4, v6 } = on_wire(place);
-        let gateway = on_wire(GATEWAY);
+        let [out_v4, out_v6] = ways_out();
         ip::batch(
             namespace,
             [
                 format!("link set {WIRE_INTERFACE} up"),
                 format!("addr add {v4}/24 dev {WIRE_INTERFACE}"),
                 format!("addr add {v6}/64 dev {WIRE_INTERFACE} nodad"),
-                // A local client's packet to a VIP is routed before its address is translated: without any
-                // route connect() fails at once.
-                format!("route add default via {}", gateway.v4),
-                format!("route add ::/0 via {}", gateway.v6),
+                out_v4,
+                out_v6,
             ],
         )?;
         carrier::wait(&self.wire, &format!("port{place}"))?;
@@ -227,6 +278,16 @@ impl Fabric {
         carrier::wait_for_neighbours(namespace, WIRE_INTERFACE, v6)?;
         Ok(addresses)
     }
+}
+
+/// The `ip` commands for a host's default routes. A local client's packet to a VIP is routed before its address is
+/// translated: without any route connect() fails at once.
+fn ways_out() -> [String; 2] {
+    let gateway = on_wire(GATEWAY);
+    [
+        format!("route add default via {}", gateway.v4),
+        format!("route add ::/0 via {}", gateway.v6),
+    ]
 }
 
 fn on_wire(place: u8) -> Addresses {
