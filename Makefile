@@ -27,8 +27,10 @@ demo: packages ## Show everything on a real control plane with three nodes; KEEP
 
 .PHONY: unit
 unit: ## Run the tests that need neither root nor a cluster (under a minute once built)
-	cargo test --workspace --exclude pointsman-e2e --exclude pointsman-dataplane --lib --bins --tests
+	cargo test --workspace --exclude pointsman-e2e --exclude pointsman-dataplane \
+		--exclude pointsman-test-kernel --lib --bins --tests
 	cargo test --package pointsman-dataplane --lib --test flows_trace
+	cargo test --package pointsman-test-kernel --lib
 
 .PHONY: test
 test: packages ## Run everything: unit tests, packets in namespaces, a real control plane (root)

@@ -22,6 +22,7 @@ use nix::{
     pty::{Winsize, openpty},
     sys::{
         reboot::{RebootMode, reboot},
+        resource::{Resource, setrlimit},
         signal::{Signal, kill, killpg},
         termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr},
         wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
@@ -148,6 +149,8 @@ fn prepare() -> Result<()> {
         let path = Path::new("/proc/sys/net/netfilter").join(name);
         fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
+    // A kernel alone gives 4096, and a thousand to begin with.
+    setrlimit(Resource::RLIMIT_NOFILE, 65_536, 1_048_576).context("raising the limit of open files")?;
     sethostname("test-kernel").context("setting the host's name")?;
     Command::new("ip")
         .env("PATH", PATH)

@@ -9,12 +9,15 @@ use std::{
     os::unix::{net::UnixStream, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Receiver},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -32,6 +35,8 @@ const BOOT: Duration = Duration::from_secs(120);
 const SILENCE: Duration = Duration::from_secs(180);
 /// How long the guest may take to write its files and power off.
 const POWER_OFF: Duration = Duration::from_secs(10);
+/// How long the console is read after the guest ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How much of what the kernel says is kept.
 const CONSOLE: usize = 64 << 10;
 
@@ -161,11 +166,16 @@ impl Kernel {
             child: Mutex::new(child),
             group,
         };
+        let (said, all_said) = mpsc::channel();
         for pipe in says.into_iter().flatten() {
-            let (shared, copy) = (Arc::clone(&shared), options.console);
-            thread::spawn(move || shared.keep(pipe, copy));
+            let (shared, copy, said) = (Arc::clone(&shared), options.console, said.clone());
+            thread::spawn(move || {
+                shared.keep(pipe, copy);
+                drop(said);
+            });
         }
-        thread::spawn(move || shared.read(reading));
+        drop(said);
+        thread::spawn(move || shared.read(reading, &all_said));
         kernel
             .shared
             .wait(Some(Instant::now() + BOOT), |state| state.ready.then_some(()))?
@@ -291,6 +301,8 @@ impl Shared {
             }
             self.state().on_their_way += part.len();
             if let Err(error) = line.write_all(part) {
+                // The reading thread sees it as well, and waits for the last words.
+                self.wait(Some(Instant::now() + 2 * LAST_WORDS), |_| None::<()>)?;
                 bail!("{}; the end of its console:\n{}", lost(&error), self.console());
             }
         }
@@ -320,7 +332,7 @@ impl Shared {
     }
 
     /// Follows what the guest says until it ends.
-    fn read(&self, mut line: UnixStream) {
+    fn read(&self, mut line: UnixStream, all_said: &Receiver<()>) {
         // Nothing is read in parts: a limit that passes within a message means a guest that hangs.
         let limited = line.set_read_timeout(Some(SILENCE));
         let gone = match limited {
@@ -335,6 +347,8 @@ impl Shared {
                 }
             },
         };
+        // What it said at its end is most likely the reason. A guest that hangs says nothing more.
+        let _ = all_said.recv_timeout(LAST_WORDS);
         self.state().gone = Some(gone);
         self.changed.notify_all();
     }
@@ -507,6 +521,10 @@ fn shares(wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let real = folder
             .canonicalize()
             .with_context(|| format!("sharing {} with the test kernel", folder.display()))?;
+        ensure!(
+            real != Path::new("/"),
+            "the test kernel gets no whole machine to write to"
+        );
         if !shares.iter().any(|other| real.starts_with(other)) {
             shares.push(real);
         }

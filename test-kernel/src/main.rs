@@ -40,7 +40,7 @@ struct Arguments {
     #[arg(long)]
     console: bool,
     /// What to run, with its arguments; a shell when there is none
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     command: Vec<OsString>,
 }
 
