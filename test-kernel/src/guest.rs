@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Write},
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::{Path, PathBuf},
@@ -18,25 +18,24 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
-    mount::{MsFlags, mount},
     pty::{Winsize, openpty},
     sys::{
         reboot::{RebootMode, reboot},
-        resource::{Resource, setrlimit},
         signal::{Signal, kill, killpg},
         termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr},
         wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     },
-    unistd::{Pid, sethostname, sync},
+    unistd::{Pid, sync},
 };
 
 use crate::{
     INSIDE,
     frame::{Frame, Kind, Start},
+    furniture,
 };
 
 const LINE: &str = "/dev/ttyS0";
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whether this process is the guest's first.
 #[must_use]
@@ -55,7 +54,7 @@ pub fn run() {
 }
 
 fn serve() -> Result<()> {
-    prepare()?;
+    furniture::prepare()?;
     let line = File::options()
         .read(true)
         .write(true)
@@ -84,7 +83,7 @@ fn serve() -> Result<()> {
         let order = Frame::read(&mut orders).context("hearing the host")?;
         let done = match order.kind {
             Kind::PowerOff => return Ok(()),
-            Kind::Share => share(&order.payload),
+            Kind::Share => furniture::share(&order.payload),
             Kind::Start => guest.start(order.process, &order.payload),
             Kind::Input => {
                 guest.input(order.process, order.payload);
@@ -98,83 +97,6 @@ fn serve() -> Result<()> {
             guest.send(Kind::Failed, order.process, why);
         }
     }
-}
-
-/// Everything of the machine is to be seen and nothing to be changed, but for what is a kernel's own.
-fn prepare() -> Result<()> {
-    let mounts = [
-        ("proc", "/proc", "proc", ""),
-        ("sysfs", "/sys", "sysfs", ""),
-        ("devpts", "/dev/pts", "devpts", "ptmxmode=0666"),
-        ("tmpfs", "/dev/shm", "tmpfs", ""),
-        ("tmpfs", "/run", "tmpfs", ""),
-        // Private: locks do not reach through hostfs, so whoever sweeps up folders that nobody holds would sweep up
-        // the machine's.
-        ("tmpfs", "/tmp", "tmpfs", "mode=1777"),
-        ("tmpfs", "/sys/fs/cgroup", "tmpfs", "mode=755"),
-    ];
-    for (what, path, kind, options) in mounts {
-        if path.starts_with("/dev/") {
-            fs::create_dir_all(path).with_context(|| format!("making {path}"))?;
-        }
-        mount(Some(what), path, Some(kind), MsFlags::empty(), Some(options))
-            .with_context(|| format!("mounting {kind} at {path}"))?;
-    }
-    let cgroup = "/sys/fs/cgroup/unified";
-    fs::create_dir_all(cgroup).with_context(|| format!("making {cgroup}"))?;
-    mount(
-        Some("cgroup2"),
-        cgroup,
-        Some("cgroup2"),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .context("mounting cgroup2")?;
-    // As it is found where udev runs.
-    for (name, target) in [
-        ("fd", "self/fd"),
-        ("stdin", "self/fd/0"),
-        ("stdout", "self/fd/1"),
-        ("stderr", "self/fd/2"),
-    ] {
-        let link = Path::new("/dev").join(name);
-        if !link.exists() {
-            std::os::unix::fs::symlink(Path::new("/proc").join(target), &link)
-                .with_context(|| format!("making {}", link.display()))?;
-        }
-    }
-    // The kernel takes so little memory for a machine that tracks 8192 connections, and the tests of flows make more. These are
-    // what it takes with 4 GB.
-    for (name, value) in [("nf_conntrack_buckets", "65536"), ("nf_conntrack_max", "262144")] {
-        let path = Path::new("/proc/sys/net/netfilter").join(name);
-        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
-    }
-    // A kernel alone gives 4096, and a thousand to begin with.
-    setrlimit(Resource::RLIMIT_NOFILE, 65_536, 1_048_576).context("raising the limit of open files")?;
-    sethostname("test-kernel").context("setting the host's name")?;
-    Command::new("ip")
-        .env("PATH", PATH)
-        .args(["link", "set", "lo", "up"])
-        .status()
-        .context("starting `ip`; is the package iproute2 installed?")?;
-    Ok(())
-}
-
-/// Mounts a folder of the machine at its own path, writable.
-fn share(path: &[u8]) -> Result<()> {
-    let path = String::from_utf8(path.to_vec()).context("a folder whose name is not UTF-8")?;
-    if !Path::new(&path).is_dir() {
-        // Within /tmp.
-        fs::create_dir_all(&path).with_context(|| format!("making {path}"))?;
-    }
-    mount(
-        Some("hostfs"),
-        path.as_str(),
-        Some("hostfs"),
-        MsFlags::empty(),
-        Some(path.as_str()),
-    )
-    .with_context(|| format!("mounting {path}"))
 }
 
 /// What the host says. It is told what was read, and sends no more than the line can hold.

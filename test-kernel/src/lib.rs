@@ -23,13 +23,16 @@ pub mod cache;
 pub mod cargo;
 pub mod child;
 mod frame;
+mod furniture;
 pub mod guest;
 mod kernel;
+mod link;
 mod machine;
 pub mod program;
 pub mod within;
 
-pub use kernel::{GuestProcess, Kernel, Streams};
+pub use kernel::{GuestProcess, Kernel};
+pub use link::Streams;
 pub use machine::Options;
 
 /// Set for everything that runs in the guest.
