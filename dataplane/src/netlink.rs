@@ -1,8 +1,11 @@
 //! Netlink: what is said to the kernel and what it answers, as bytes, and what they mean. The codecs are pure;
-//! [`socket`] does the talking.
+//! `conversation` does the talking: [`socket`] with nf_tables, [`ipvs::Ipvs`] with IPVS.
 
 pub mod attribute;
+mod conversation;
 pub mod expression;
+pub mod generic;
+pub mod ipvs;
 pub mod nftables;
 pub mod ruleset;
 pub mod socket;

@@ -5,7 +5,8 @@
 
 /// Size of `struct nlmsghdr`.
 pub const HEADER: usize = 16;
-/// Size of `struct nfgenmsg`, behind the header of every message of a netfilter subsystem.
+/// Size of `struct nfgenmsg`, behind the header of every message of a netfilter subsystem, and of `struct genlmsghdr`,
+/// which generic netlink has in its place.
 pub const FAMILY_HEADER: usize = 4;
 
 /// Type of the message that acknowledges or refuses a request.
@@ -20,6 +21,8 @@ pub const NLM_F_ACK: u16 = 0x4;
 pub const NLM_F_DUMP_INTR: u16 = 0x10;
 /// Flags of a request for everything there is (`NLM_F_ROOT | NLM_F_MATCH`).
 pub const NLM_F_DUMP: u16 = 0x300;
+/// Flag of a request that must not meet what is there already.
+pub const NLM_F_EXCL: u16 = 0x200;
 /// Flag of a request that makes what is not there.
 pub const NLM_F_CREATE: u16 = 0x400;
 /// Flag of a request that adds behind what is there.
@@ -84,14 +87,19 @@ impl Writer {
 
     /// Begins a message with a `struct nfgenmsg`.
     pub fn message(&mut self, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Begun {
+        let [high, low] = resource.to_be_bytes();
+        self.begin(kind, flags, sequence, &[family, 0, high, low])
+    }
+
+    /// Begins a message with the header of its subsystem, whose length is a multiple of four.
+    pub fn begin(&mut self, kind: u16, flags: u16, sequence: u32, header: &[u8]) -> Begun {
         let begun = Begun(self.bytes.len());
         self.bytes.extend([0; 4]);
         self.bytes.extend(kind.to_ne_bytes());
         self.bytes.extend(flags.to_ne_bytes());
         self.bytes.extend(sequence.to_ne_bytes());
         self.bytes.extend([0; 4]);
-        self.bytes.extend([family, 0]);
-        self.bytes.extend(resource.to_be_bytes());
+        self.bytes.extend_from_slice(header);
         begun
     }
 
@@ -160,6 +168,16 @@ impl Writer {
         self.put(kind, &value.to_be_bytes());
     }
 
+    /// A number in the byte order of the machine, as IPVS and rtnetlink have theirs.
+    pub fn put_host_u16(&mut self, kind: u16, value: u16) {
+        self.put(kind, &value.to_ne_bytes());
+    }
+
+    /// The same with 32 bits.
+    pub fn put_host_u32(&mut self, kind: u16, value: u32) {
+        self.put(kind, &value.to_ne_bytes());
+    }
+
     /// A text, with the zero at its end.
     pub fn put_text(&mut self, kind: u16, value: &str) {
         let mut bytes = Vec::with_capacity(value.len() + 1);
@@ -198,6 +216,24 @@ impl<'a> Attributes<'a> {
     #[must_use]
     pub fn u64(self, kind: u16) -> Option<u64> {
         Some(u64::from_be_bytes(self.get(kind)?.try_into().ok()?))
+    }
+
+    /// A number in the byte order of the machine.
+    #[must_use]
+    pub fn host_u16(self, kind: u16) -> Option<u16> {
+        Some(u16::from_ne_bytes(self.get(kind)?.try_into().ok()?))
+    }
+
+    /// The same with 32 bits.
+    #[must_use]
+    pub fn host_u32(self, kind: u16) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.get(kind)?.try_into().ok()?))
+    }
+
+    /// The same with 64 bits.
+    #[must_use]
+    pub fn host_u64(self, kind: u16) -> Option<u64> {
+        Some(u64::from_ne_bytes(self.get(kind)?.try_into().ok()?))
     }
 
     /// A text, up to the zero at its end; none when it is no UTF-8.

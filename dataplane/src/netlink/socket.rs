@@ -1,32 +1,16 @@
 //! Talking to nf_tables: transactions and dumps over one socket. Calls block.
 
 use std::io;
-use std::time::Duration;
 
-use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
 
-use super::attribute::{
-    Attributes, HEADER, Message, Messages, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, aligned, array,
-};
+use super::attribute::{Message, NLMSG_ERROR};
+use super::conversation::{Conversation, text};
 use super::nftables::answer::generation;
 use super::nftables::{Batch, Listing, TableName, Transaction, generation_request, request};
 use super::ruleset;
 
-/// The payload of the request is not in the answer (`NLM_F_CAPPED`).
-const CAPPED: u16 = 0x100;
-/// The answer has attributes behind the error (`NLM_F_ACK_TLVS`).
-const HAS_TEXT: u16 = 0x200;
-/// Text of an error (`NLMSGERR_ATTR_MSG`).
-const ERROR_TEXT: u16 = 1;
-
-/// A transaction is one datagram, and must fit.
-const SEND_BUFFER: usize = 32 << 20;
-const RECEIVE_BUFFER: usize = 4 << 20;
-/// The kernel answers while it handles a request; a commit of a large table takes a second or two.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// How often a dump is begun again because the ruleset changed under it.
 const DUMP_TRIES: usize = 20;
 /// How often several listings are begun again because somebody committed between them.
@@ -72,10 +56,7 @@ impl NetlinkError {
 /// A socket to nf_tables of the network namespace that it was opened in.
 #[derive(Debug)]
 pub struct Socket {
-    netlink: Netlink,
-    sequence: u32,
-    port: u32,
-    buffer: Vec<u8>,
+    conversation: Conversation,
 }
 
 impl Socket {
@@ -84,31 +65,19 @@ impl Socket {
     /// # Errors
     /// When the kernel has no nfnetlink or the process may not talk to it (it needs CAP_NET_ADMIN).
     pub fn open() -> Result<Self, NetlinkError> {
-        let mut netlink = match Netlink::new(NETLINK_NETFILTER) {
+        match Conversation::open(NETLINK_NETFILTER) {
             Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
-                return Err(NetlinkError::Absent);
+                Err(NetlinkError::Absent)
             }
-            opened => opened?,
-        };
-        let address = netlink.bind_auto()?;
-        netlink.set_ext_ack(true)?;
-        netlink.set_cap_ack(true)?;
-        setsockopt(&netlink, sockopt::SndBufForce, &SEND_BUFFER).map_err(io::Error::from)?;
-        setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(io::Error::from)?;
-        let limit = TimeVal::new(ANSWER_LIMIT.as_secs().cast_signed(), 0);
-        setsockopt(&netlink, sockopt::ReceiveTimeout, &limit).map_err(io::Error::from)?;
-        Ok(Self {
-            netlink,
-            sequence: 0,
-            port: address.port_number(),
-            buffer: vec![0; 1 << 16],
-        })
+            opened => Ok(Self {
+                conversation: opened?,
+            }),
+        }
     }
 
     /// A transaction whose messages have numbers that this socket did not use yet.
     pub fn batch(&mut self, table: TableName) -> Batch {
-        self.sequence = self.sequence.wrapping_add(1);
-        Batch::new(table, self.sequence)
+        Batch::new(table, self.conversation.number())
     }
 
     /// Commits a transaction.
@@ -117,15 +86,14 @@ impl Socket {
     /// When the kernel refused a message: then nothing was changed.
     pub fn commit(&mut self, transaction: &Transaction) -> Result<(), NetlinkError> {
         // The kernel tells everybody of it, by the number of the port.
-        ruleset::note_ours(self.port);
+        ruleset::note_ours(self.conversation.port());
         let (first, last) = transaction.sequences;
-        self.sequence = last.wrapping_add(1);
-        self.netlink
-            .send_to(&transaction.bytes, &SocketAddr::new(0, 0), 0)?;
+        self.conversation.numbered_to(last.wrapping_add(1));
+        self.conversation.send(&transaction.bytes)?;
         let mut refused = None;
         loop {
             let (mut acknowledged, mut aborted) = (false, false);
-            self.receive(|message| {
+            self.conversation.receive(|message| {
                 // Answers of an earlier request that was given up are passed over.
                 let is_ours = message.sequence.wrapping_sub(first) <= last.wrapping_sub(first);
                 if message.kind != NLMSG_ERROR || !is_ours {
@@ -162,35 +130,21 @@ impl Socket {
         mut each: impl FnMut(&Message<'_>),
     ) -> Result<(), NetlinkError> {
         for _ in 0..DUMP_TRIES {
-            self.sequence = self.sequence.wrapping_add(1);
-            let sequence = self.sequence;
-            self.netlink
-                .send_to(&request(table, listing, sequence), &SocketAddr::new(0, 0), 0)?;
-            let (mut interrupted, mut ended) = (false, None);
-            while ended.is_none() {
-                self.receive(|message| {
-                    if message.sequence != sequence {
-                        return;
-                    }
-                    interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-                    match message.kind {
-                        NLMSG_DONE => ended = Some(0),
-                        NLMSG_ERROR => ended = Some(message.error()),
-                        _ => each(message),
-                    }
-                })?;
-            }
-            match ended {
-                Some(errno) if errno == Errno::EINTR as i32 => (),
-                Some(errno) if errno != 0 => {
+            let sequence = self.conversation.number();
+            let answer = self
+                .conversation
+                .ask(&request(table, listing, sequence), sequence, &mut each)?;
+            match answer.errno {
+                errno if errno == Errno::EINTR as i32 => (),
+                0 if answer.interrupted => (),
+                0 => return Ok(()),
+                errno => {
                     return Err(NetlinkError::Refused {
                         what: format!("listing {listing:?}"),
                         source: io::Error::from_raw_os_error(errno),
                         text: String::new(),
                     });
                 }
-                _ if !interrupted => return Ok(()),
-                _ => (),
             }
             again();
         }
@@ -222,13 +176,11 @@ impl Socket {
     /// # Errors
     /// When the kernel has no nf_tables.
     pub fn generation(&mut self) -> Result<u32, NetlinkError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let sequence = self.sequence;
-        self.netlink
-            .send_to(&generation_request(sequence), &SocketAddr::new(0, 0), 0)?;
+        let sequence = self.conversation.number();
+        self.conversation.send(&generation_request(sequence))?;
         let mut found = None;
         while found.is_none() {
-            self.receive(|message| {
+            self.conversation.receive(|message| {
                 if message.sequence == sequence {
                     found = Some(match message.kind {
                         NLMSG_ERROR => Err(message.error()),
@@ -249,40 +201,4 @@ impl Socket {
             None => Ok(0),
         }
     }
-
-    /// Receives one datagram.
-    fn receive(&mut self, mut each: impl FnMut(&Message<'_>)) -> Result<(), NetlinkError> {
-        let mut room = std::mem::take(&mut self.buffer);
-        let received = loop {
-            let mut free: &mut [u8] = &mut room;
-            match self.netlink.recv(&mut free, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                other => break other,
-            }
-        };
-        let outcome = received.map(|length| {
-            for message in Messages(room.get(..length).unwrap_or_default()) {
-                each(&message);
-            }
-        });
-        self.buffer = room;
-        Ok(outcome?)
-    }
-}
-
-/// What the kernel said of an error, in an answer of type `NLMSG_ERROR`.
-fn text(message: &Message<'_>) -> String {
-    if message.flags & HAS_TEXT == 0 {
-        return String::new();
-    }
-    let request = if message.flags & CAPPED != 0 {
-        HEADER
-    } else {
-        array(message.payload, 4).map_or(HEADER, |bytes| u32::from_ne_bytes(bytes) as usize)
-    };
-    let attributes = message.payload.get(4 + aligned(request)..);
-    Attributes(attributes.unwrap_or_default())
-        .text(ERROR_TEXT)
-        .unwrap_or_default()
-        .to_owned()
 }
