@@ -140,6 +140,14 @@ impl Conversation {
         })
     }
 
+    /// Makes dumps leave out what the request does not ask for, where the kernel can (`NETLINK_GET_STRICT_CHK`).
+    pub fn filter_dumps(&self) {
+        // Before 4.20 the kernel does not know it, and dumps more: whoever reads it has to look.
+        if let Err(error) = self.netlink.set_netlink_get_strict_chk(true) {
+            tracing::debug!("the kernel does not filter what it dumps: {error}");
+        }
+    }
+
     /// The port by which the kernel knows the socket.
     pub fn port(&self) -> u32 {
         self.port

@@ -86,6 +86,77 @@ fn only(bytes: &[u8]) -> Message<'_> {
     first
 }
 
+/// What Linux 6.12 answered to a question for a service, and to one for its destinations, and what ipvsadm 1.31 sent to
+/// make that destination: all behind the header. Little-endian.
+const SERVICE_OF_A_KERNEL: &str = "010100005401010006000100020000000600020006000000140003000a60000a0000000000000000000000000600040000500000070006\
+     00727200000c00070003000000ffffffff080008002c01000008000900ffffffff60000a00080001000000000008000200000000000800\
+     0300000000000c000400000000000000000004000b000c0005000000000000000000080006000000000008000700000000000800080000\
+     000000080009000000000008000a0000000000a0000c000c000100000000000000000004000b000c000200000000000000000004000b00\
+     0c000300000000000000000004000b000c000400000000000000000004000b000c000500000000000000000004000b000c000600000000\
+     000000000004000b000c000700000000000000000004000b000c000800000000000000000004000b000c00090000000000000000000400\
+     0b000c000a000000000000000000";
+const DESTINATION_OF_A_KERNEL: &str = "050100007c010200140001000af40105000000000000000000000000060002001f9000000800030000000000080004000300000005000d\
+     000000000006000e000000000006000f000000000008000500000000000800060000000000080007000000000008000800000000000800\
+     09000000000006000b000200000064000a0008000100000000000800020000000000080003000000000004000b000c0004000000000000\
+     00000004000b000c0005000000000000000000080006000000000008000700000000000800080000000000080009000000000008000a00\
+     00000000a0000c000c000100000000000000000004000b000c000200000000000000000004000b000c000300000000000000000004000b\
+     000c000400000000000000000004000b000c000500000000000000000004000b000c000600000000000000000004000b000c0007000000\
+     00000000000004000b000c000800000000000000000004000b000c000900000000000000000004000b000c000a000000000000000000";
+const DESTINATION_OF_IPVSADM: &str = "050100005400018006000100020000000600020006000000140003000a60000a0000000000000000000000000600040000500000050006\
+     00000000000c00070000000000ffffffff080008000000000008000900ffffffff6000028006000b0002000000140001000af401050000\
+     00000000000000000000060002001f9000000800030000000000080004000300000005000d000000000006000e000000000006000f0000\
+     00000008000500000000000800060000000000";
+
+/// A message with this payload.
+fn captured(hex: &str) -> Vec<u8> {
+    let mut writer = Writer::default();
+    let digits: Vec<u8> = hex
+        .bytes()
+        .map(|digit| char::from(digit).to_digit(16).unwrap() as u8)
+        .collect();
+    let payload: Vec<u8> = digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    let begun = writer.begin(FAMILY, 0, 7, &payload);
+    writer.end_message(begun);
+    writer.into_bytes()
+}
+
+#[test]
+#[cfg(target_endian = "little")]
+fn what_a_kernel_answered_is_read() {
+    let key = key(Protocol::Tcp, "10.96.0.10:80");
+    let service = VirtualService::new(key, name("rr")).persistent(300);
+    let destination = Destination::new("10.244.1.5:8080".parse().unwrap(), 3);
+    let statistics = Statistics::default();
+    assert_eq!(
+        answer::service_state(&only(&captured(SERVICE_OF_A_KERNEL))),
+        Some(ServiceState { service, statistics })
+    );
+    let (active, inactive, persistent) = (0, 0, 0);
+    assert_eq!(
+        answer::destination_state(&only(&captured(DESTINATION_OF_A_KERNEL)), Family::V4),
+        Some(DestinationState {
+            destination,
+            active,
+            inactive,
+            persistent,
+            statistics
+        })
+    );
+    let sent = captured(DESTINATION_OF_IPVSADM);
+    assert_eq!(
+        Request::read(&only(&sent)),
+        Some(Request::Destination(Verb::New, key, destination.address))
+    );
+    // It names the whole service, with nothing in it, and a tunnel's type; apart from that it is what is sent here.
+    let ours = bytes(Command::NewDestination(key, destination));
+    let attributes = |of: &[u8], kind| only(of).attributes().get(kind).unwrap().to_vec();
+    let (theirs, ours) = (attributes(&sent, 2), attributes(&ours, 2));
+    let mut theirs = list(&theirs);
+    theirs.retain(|(kind, _)| !(13..=15).contains(kind));
+    assert_eq!(theirs, list(&ours));
+}
+
+/// These are the bytes that ipvsadm 1.31 sends for the same service.
 #[test]
 fn a_service_looks_as_the_kernel_takes_it() {
     let service = VirtualService::new(key(Protocol::Tcp, "10.96.0.10:80"), name("rr")).persistent(300);
