@@ -178,6 +178,22 @@ fn routes_are_known_by_their_mark() {
     assert!(left.contains("local 10.97.0.0/16 dev vips"), "{left}");
 }
 
+#[test]
+fn a_source_that_the_node_has_not_any_more_stays_for_ipv4() {
+    let node = Namespace::new();
+    node.ip("addr add 192.0.2.1/24 dev lo\naddr add fd00:2::1/64 dev lo nodad");
+    let link = dummy(&node);
+    let routes = [
+        route(&link, "10.96.0.0/16", Some("192.0.2.1")),
+        route(&link, "fd00:96::/108", Some("fd00:2::1")),
+    ];
+    run(&node, &routes.map(Change::AddRoute));
+    node.ip("addr del 192.0.2.1/24 dev lo\naddr del fd00:2::1/64 dev lo");
+    let left =
+        Family::ALL.map(|family| node.run(|| Rtnetlink::open().unwrap().local_routes(family).unwrap()));
+    assert_eq!(left, [vec![routes[0]], vec![route(&link, "fd00:96::/108", None)]]);
+}
+
 /// A client, a node and a server behind it.
 struct Network {
     client: Namespace,

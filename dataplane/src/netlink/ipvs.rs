@@ -98,8 +98,8 @@ mod destination {
 /// What a virtual service is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServiceKey {
-    /// What packets are sent to. Port 0 is every port that no other service of the address has, which the kernel only
-    /// takes from a persistent service.
+    /// What packets are sent to. Port 0 is every port that no other service of the address has; the kernel takes any, but
+    /// only a persistent one is scheduled (`ip_vs_schedule`).
     Address(Protocol, SocketAddr),
     /// The mark of packets of a family, not 0. Such a service is looked for before those of the packet's address.
     Mark(Family, u32),

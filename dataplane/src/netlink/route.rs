@@ -15,7 +15,11 @@
 //!   ([`LocalRoute::source`]). Otherwise it is the destination itself for IPv4 (`ip_route_output_key_hash_rcu`), and for
 //!   IPv6 one that the node has. An address of a link is its own source.
 //! - A route that is there already is `EEXIST`, whoever made it. One that is not there is `ESRCH`, an address
-//!   `EADDRNOTAVAIL`. A link that goes takes its addresses and routes along.
+//!   `EADDRNOTAVAIL`.
+//! - A link that goes takes its addresses and routes along, and one that is set down its routes, which do not come back.
+//! - When the node loses the address that is a route's source, an IPv6 route goes on without it; an IPv4 route of the table
+//!   `local` keeps it (`fib_sync_down_addr` looks at the main table), and clients on the node get no answers any more.
+//!   Whoever gives a source follows the node's addresses.
 
 use std::fmt;
 use std::net::IpAddr;

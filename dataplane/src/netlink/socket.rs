@@ -142,7 +142,7 @@ impl Socket {
                     return Err(NetlinkError::Refused {
                         what: format!("listing {listing:?}"),
                         source: io::Error::from_raw_os_error(errno),
-                        text: String::new(),
+                        text: answer.text,
                     });
                 }
             }

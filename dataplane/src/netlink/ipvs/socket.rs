@@ -127,7 +127,8 @@ impl Ipvs {
         Ok(outcome)
     }
 
-    /// Every virtual service, whoever made it, each once. While others come and go, one may be missing (see [`super`]).
+    /// Every virtual service of TCP, UDP, SCTP or a mark, whoever made it, each once, in the order of their keys. While
+    /// others come and go, one may be missing (see [`super`]).
     ///
     /// # Errors
     /// When the kernel refused or the socket failed.
@@ -158,7 +159,7 @@ impl Ipvs {
         }
     }
 
-    /// The destinations of a service; none when there is no such service.
+    /// The destinations of a service, in the order of their addresses; none when there is no such service.
     ///
     /// # Errors
     /// When the kernel refused or the socket failed.
@@ -169,6 +170,8 @@ impl Ipvs {
             Question::Destinations(key),
             |message| found.extend(answer::destination_state(message, key.family())),
         )?;
+        found.sort_unstable_by_key(|state| state.destination.address);
+        found.dedup_by_key(|state| state.destination.address);
         Ok(found)
     }
 
