@@ -5,7 +5,7 @@
 
 mod support;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pointsman_e2e::{Agent, IptablesVariant, manifests::Policy, nft, traffic::Protocol};
 use serde_json::json;
 use support::{Forwarding, LIMIT, Site, cluster_ips, eventually, floods, without_loss};
@@ -24,11 +24,12 @@ fn tables(site: &Site) -> Result<String> {
 }
 
 fn runs(agent: &Agent, mode: &str) -> Result<()> {
-    eventually("the mode is in force", || {
+    let in_force = eventually("the mode is in force", || {
         let (_, running) = agent.metrics("/proxyMode")?;
         ensure!(running == mode, "{running}");
         Ok(())
-    })?;
+    });
+    in_force.with_context(|| format!("the end of its log:\n{}", agent.process().log_tail(20)))?;
     agent.wait_until_healthy(LIMIT)
 }
 
@@ -161,6 +162,11 @@ fn what_others_do_in_tables_of_their_own_is_not_looked_at() -> Result<()> {
             "add table inet other; add chain inet other c; delete table inet other",
         )?;
     }
+    eventually("the chain is gone", || {
+        let left = nft::list(site.node.namespace(), "ruleset")?;
+        ensure!(!left.contains("chain stray"), "{left}");
+        Ok(())
+    })?;
     // What is ours is looked at again, and by then the others' have been heard of.
     nft::run(site.node.namespace(), "add chain ip pointsman stray")?;
     eventually("the chain is found again", || {
