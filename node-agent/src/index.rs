@@ -64,14 +64,10 @@ impl Slices {
     /// Puts a slice in the place of what has its name, or takes that away; whether it is different.
     fn put(&mut self, name: &SliceName, slice: Option<EndpointSlice>) -> bool {
         match (self.place(name), slice) {
-            (Ok(at), Some(slice)) => {
-                if self.0.get(at).is_some_and(|(_, known)| *known == slice) {
-                    return false;
-                }
-                if let Some((_, known)) = self.0.get_mut(at) {
-                    *known = slice;
-                }
-            }
+            (Ok(at), Some(slice)) => match self.0.get_mut(at) {
+                Some((_, known)) if *known != slice => *known = slice,
+                _ => return false,
+            },
             (Err(at), Some(slice)) => {
                 self.0.reserve_exact(1);
                 self.0.insert(at, (name.clone(), slice));

@@ -271,3 +271,12 @@ pub(crate) fn text(message: &Message<'_>) -> String {
         .unwrap_or_default()
         .to_owned()
 }
+
+/// What the kernel said of an error, as the end of a message; nothing when it said nothing.
+pub(crate) fn in_brackets(text: &str) -> String {
+    if text.is_empty() {
+        String::new()
+    } else {
+        format!(" ({text})")
+    }
+}

@@ -200,24 +200,20 @@ impl State {
     /// All of a table, where the kernel has nothing of it: elements are in none of the change's stages, but all of
     /// [`State::of_services`].
     pub(super) fn of_table(family: Family, table: &ForwardingTable) -> Result<(Self, Change), Full> {
-        let mut state = Self::new(family);
-        let pools = table.pools().filter(|(key, _)| key.family == family);
-        let frontends = table.frontends().filter(|(key, _)| key.family == family);
-        let addresses = table.cluster_ips().filter(|ip| Family::of(*ip) == family);
-        let mut change = Change::default();
+        let (mut state, mut change) = (Self::new(family), Change::default());
         change.stages.all = true;
-        state.take_in(
-            pools.map(|(key, pool)| (key, Some(pool))),
-            frontends.map(|(key, frontend)| (key, Some(frontend))),
-            addresses.map(|ip| (ip, true)),
-            Some(table.context()),
-            &mut change,
-        )?;
+        state.take_table(table, &mut change)?;
         Ok((state, change))
     }
 
     /// Takes in a whole table.
     pub(super) fn become_table(&mut self, table: &ForwardingTable) -> Result<Change, Full> {
+        let mut change = Change::default();
+        self.take_table(table, &mut change)?;
+        Ok(change)
+    }
+
+    fn take_table(&mut self, table: &ForwardingTable, change: &mut Change) -> Result<(), Full> {
         let family = self.family;
         let gone_pools: Vec<_> = self
             .pools
@@ -240,7 +236,6 @@ impl State {
         let pools = table.pools().filter(|(key, _)| key.family == family);
         let frontends = table.frontends().filter(|(key, _)| key.family == family);
         let addresses = table.cluster_ips().filter(|ip| Family::of(*ip) == family);
-        let mut change = Change::default();
         self.take_in(
             pools
                 .map(|(key, pool)| (key, Some(pool)))
@@ -252,9 +247,8 @@ impl State {
                 .map(|ip| (ip, true))
                 .chain(gone_addresses.into_iter().map(|ip| (ip, false))),
             Some(table.context()),
-            &mut change,
-        )?;
-        Ok(change)
+            change,
+        )
     }
 
     fn take_in<'a>(

@@ -6,7 +6,7 @@ use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
 
 use super::super::attribute::{Message, Messages};
-use super::super::conversation::{Conversation, Datagram, Refused};
+use super::super::conversation::{Conversation, Datagram, Refused, in_brackets};
 use super::super::generic::resolve;
 use super::request::{Question, question};
 use super::{
@@ -58,14 +58,6 @@ impl std::fmt::Display for Refusal {
             None => write!(f, "command {}", self.place)?,
         }
         write!(f, ": {}{}", self.errno.desc(), in_brackets(&self.text))
-    }
-}
-
-fn in_brackets(text: &str) -> String {
-    if text.is_empty() {
-        String::new()
-    } else {
-        format!(" ({text})")
     }
 }
 

@@ -8,7 +8,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
 use super::super::attribute::Message;
-use super::super::conversation::{Answer, Conversation};
+use super::super::conversation::{Answer, Conversation, in_brackets};
 use super::{Batch, Change, Link, LocalRoute, answer, request};
 use crate::model::Family;
 
@@ -65,14 +65,6 @@ impl fmt::Display for Refusal {
             self.change,
             self.errno.desc()
         )
-    }
-}
-
-fn in_brackets(text: &str) -> String {
-    if text.is_empty() {
-        String::new()
-    } else {
-        format!(" ({text})")
     }
 }
 
