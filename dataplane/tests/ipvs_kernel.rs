@@ -20,8 +20,8 @@ use support::talk::{Answer, ask, serve};
 
 pointsman_test_kernel::run_inside!();
 
-const SCHEDULERS: [&str; 13] = [
-    "rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq",
+const SCHEDULERS: [&str; 14] = [
+    "rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "twos",
 ];
 
 /// A client and two servers, each a namespace, with a node between them.
