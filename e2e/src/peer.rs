@@ -14,7 +14,7 @@ pub enum PeerMode {
     Iptables,
     /// `mode: nftables`.
     Nftables,
-    /// `mode: ipvs`; the machine's own kernel has no ip_vs.
+    /// `mode: ipvs`; in the test kernel ([`crate::inside`]).
     Ipvs,
 }
 
@@ -27,6 +27,9 @@ impl PeerMode {
         }
     }
 }
+
+/// The scheduler of mode ipvs, which is also kube-proxy's own choice.
+pub const SCHEDULER: &str = "rr";
 
 /// Choices about kube-proxy.
 #[derive(Clone, Debug)]
@@ -151,7 +154,7 @@ fn configuration(access: &Access, node: &NodeNet, options: &PeerOptions) -> serd
         "clusterCIDR": CLUSTER_CIDRS.join(","),
         "iptables": sync,
         "nftables": sync,
-        "ipvs": sync,
+        "ipvs": {"minSyncPeriod": period, "syncPeriod": "30s", "scheduler": SCHEDULER},
         // In a namespace other than the machine's first, nf_conntrack_max is read-only: 0 leaves it alone.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         // Lowering it needs CAP_SYS_RESOURCE, which a container that runs the tests may not have.
