@@ -64,6 +64,7 @@ pub fn forwarding(settings: &api::Settings) -> Result<model::Settings, SettingsE
         node_port_addresses,
         accept_invalid: settings.conntrack.tcp_be_liberal.unwrap_or(false),
         reset_removed: settings.conntrack.reset_removed_endpoints.unwrap_or(false),
+        ipvs: model::IpvsSettings::default(),
     })
 }
 

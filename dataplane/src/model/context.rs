@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::names::Family;
+use super::scheduler::Scheduler;
 
 /// The part of the policy that decides where packets go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,23 @@ pub struct Settings {
     pub accept_invalid: bool,
     /// Whether TCP connections end whose endpoint is gone; only then [`super::Compiled::existing`] is filled in.
     pub reset_removed: bool,
+    /// What mode IPVS is told.
+    pub ipvs: IpvsSettings,
+}
+
+/// What mode IPVS is told. Times are in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IpvsSettings {
+    /// How the connections of a pool are spread whose Service says nothing ([`super::Pool::scheduler`]).
+    pub scheduler: Scheduler,
+    /// How long an idle TCP connection is remembered; none: as the kernel has it.
+    pub tcp_timeout: Option<u32>,
+    /// How long a TCP connection is remembered after a FIN; none: as the kernel has it.
+    pub tcp_fin_timeout: Option<u32>,
+    /// How long an idle UDP flow is remembered; none: as the kernel has it.
+    pub udp_timeout: Option<u32>,
+    /// How long an endpoint that left its pool stays for the connections that it has; none: until the last one ended.
+    pub graceful: Option<u32>,
 }
 
 /// How pod traffic is told from other traffic.

@@ -296,6 +296,7 @@ impl Slots {
         let pool = Pool {
             endpoints: endpoints.into_iter().map(endpoint).collect(),
             affinity,
+            scheduler: None,
             draining: Box::default(),
         };
         this.have(Arc::new(pool), slots);
@@ -308,6 +309,7 @@ fn none() -> Arc<Pool> {
     Arc::new(Pool {
         endpoints: Box::default(),
         affinity: None,
+        scheduler: None,
         draining: Box::default(),
     })
 }
