@@ -58,12 +58,6 @@ pub fn is_allowed(name: &str) -> bool {
     ALLOWED.binary_search(&name).is_ok()
 }
 
-/// The allow-list as a CEL list literal.
-pub(crate) fn cel_list() -> String {
-    let quoted: Vec<String> = ALLOWED.iter().map(|name| format!("'{name}'")).collect();
-    format!("[{}]", quoted.join(","))
-}
-
 #[cfg(test)]
 mod tests {
     #[test]

@@ -64,6 +64,10 @@ pub fn run(args: Args, log_level: LogLevel) -> Result<()> {
 fn backend(mode: Mode, family: Family) -> Result<Box<dyn Backend>, Error> {
     match mode {
         Mode::NFTables => Ok(Box::new(Nftables::new(family))),
+        Mode::IPVS => Err(Error::MissingKernelFeature {
+            what: "mode IPVS for this agent".to_owned(),
+            hint: "use Auto, NFTables or IPTables with this version".to_owned(),
+        }),
         Mode::Auto | Mode::IPTables => Ok(Box::new(Iptables::new(family, Programs::find(family, None))?)),
     }
 }
