@@ -332,7 +332,7 @@ impl Engine {
         if self.active.as_ref().is_none_or(other) {
             self.log_level.set(verbosity);
         }
-        self.parameters.apply(settings);
+        self.parameters.apply(settings, &self.modes());
         let changed = self
             .active
             .as_ref()
@@ -372,6 +372,11 @@ impl Engine {
             self.retiring = before;
         }
         self.mode = Some(mode);
+    }
+
+    /// The modes that need kernel parameters.
+    fn modes(&self) -> Vec<Mode> {
+        self.mode.iter().map(|(mode, _)| *mode).collect()
     }
 
     /// The mode that runs for the one that was asked for, and why when the agent chose it.
@@ -519,7 +524,8 @@ impl Engine {
             self.timers.pending_since.get_or_insert(began);
         }
         if let Some(active) = &self.active {
-            self.parameters.apply(&active.settings);
+            let modes = self.modes();
+            self.parameters.apply(&active.settings, &modes);
         }
         self.schedule_check(began.elapsed());
     }

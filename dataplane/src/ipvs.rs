@@ -1,0 +1,3 @@
+//! Mode IPVS.
+
+pub mod parameters;
