@@ -14,3 +14,4 @@ pub mod network;
 pub mod node;
 pub mod sctp;
 pub mod talk;
+pub mod virtual_server;
