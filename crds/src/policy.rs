@@ -30,7 +30,7 @@ use crate::sysctl;
         name = "Scheduler",
         type_ = "string",
         json_path = ".spec.scheduler",
-        description = "The scheduler that mode IPVS is to use; rr where none is named"
+        description = "The scheduler that mode IPVS is to use; wrr where none is named"
     ),
     printcolumn(
         name = "Revision",
@@ -106,7 +106,7 @@ pub struct ProxyPolicySpec {
     pub mode: Mode,
 
     /// How mode IPVS spreads connections: `rr`, `wrr`, `lc`, `wlc`, `fo`, `ovf`, `lblc`, `lblcr`, `dh`, `sh`, `mh`, `sed`, `nq` or `twos`.
-    /// Absent: `rr`. A Service's annotation `pointsman.dev/scheduler` comes before it. In modes NFTables and IPTables it has no
+    /// Absent: `wrr`, which is round robin while nobody gives weights. A Service's annotation `pointsman.dev/scheduler` comes before it. In modes NFTables and IPTables it has no
     /// effect: connections are spread at random, by weight where weights are given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 15))]
@@ -208,7 +208,7 @@ impl ProxyPolicySpec {
     }
 
     fn scheduler(&self) -> Option<String> {
-        let usual = (self.mode == Mode::IPVS).then(|| "rr".to_owned());
+        let usual = (self.mode == Mode::IPVS).then(|| "wrr".to_owned());
         self.scheduler.clone().or(usual)
     }
 }

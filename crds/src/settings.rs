@@ -197,7 +197,7 @@ pub struct Settings {
     /// The mode as the policy has it; which one `Auto` became is in the NodeProxy's status.
     #[schemars(with = "String")]
     pub mode: Mode,
-    /// The scheduler of mode IPVS, which is rr where the policy names none. In mode Auto absent where the policy names none.
+    /// The scheduler of mode IPVS, which is wrr where the policy names none. In mode Auto absent where the policy names none.
     // Absent fields stay away, so that settings that say nothing of them have the revision that they always had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<String>,

@@ -151,7 +151,7 @@ fn only_mode_ipvs_has_a_scheduler_where_none_is_named() {
         };
         spec.settings().scheduler
     };
-    assert_eq!(scheduler(Mode::IPVS, None).as_deref(), Some("rr"));
+    assert_eq!(scheduler(Mode::IPVS, None).as_deref(), Some("wrr"));
     // Auto is IPVS only where a scheduler is named.
     assert_eq!(scheduler(Mode::Auto, None), None);
     assert_eq!(scheduler(Mode::Auto, Some("wlc")).as_deref(), Some("wlc"));

@@ -139,7 +139,7 @@ fn cost(what: &str, make: impl FnOnce() -> Box<dyn Backend> + Send) {
         assert!(timed("observe", || backend.observe().unwrap()).is_clean());
         let report = timed("sync without a difference", || backend.sync(&table).unwrap());
         assert_eq!((report.objects, report.bytes), (0, 0));
-        timed("teardown", || backend.teardown().unwrap());
+        timed("teardown", || backend.teardown(None).unwrap());
     });
 }
 

@@ -19,9 +19,10 @@ pub struct Scheduler {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SchedulerKind {
     /// Round robin: one after the other, whatever their weights.
-    #[default]
     RoundRobin,
-    /// Weighted round robin.
+    /// Weighted round robin: one after the other, each as often as its weight says. The usual one, so that weights count;
+    /// where nobody gives any it is round robin.
+    #[default]
     WeightedRoundRobin,
     /// Least connections.
     LeastConnections,
@@ -206,7 +207,7 @@ mod tests {
         let found: Vec<SchedulerKind> = names.split(' ').map(|name| name.parse().unwrap()).collect();
         assert_eq!(found, SchedulerKind::ALL);
         assert_eq!(SchedulerKind::ALL.map(SchedulerKind::as_str).join(" "), names);
-        assert_eq!(Scheduler::default().to_string(), "rr");
+        assert_eq!(Scheduler::default().to_string(), "wrr");
         assert_eq!(SchedulerKind::PowerOfTwos.module(), "ip_vs_twos");
     }
 

@@ -9,6 +9,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod flows;
+pub mod ipvs;
 pub mod namespace;
 pub mod network;
 pub mod node;

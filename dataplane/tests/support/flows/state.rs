@@ -212,7 +212,11 @@ impl State {
                 node_port_addresses,
                 accept_invalid: false,
                 reset_removed: false,
-                ipvs: IpvsSettings::default(),
+                // Nothing that is gone is in the way of the next case.
+                ipvs: IpvsSettings {
+                    graceful: Some(0),
+                    ..IpvsSettings::default()
+                },
             },
             node: NodeFacts {
                 internal_ips: match &self.node.internal_ips {
