@@ -11,9 +11,12 @@ use crate::{INSIDE, machine};
 ///
 /// The line runs before `main`, which libtest has taken. Outside it replaces the process by this crate's own program
 /// (`test-kernel`), which boots the kernel, runs the binary in it with the same arguments and environment, and ends as it ends.
+///
+/// Packages of this workspace whose programs the tests run are named, so that they are built before: in the kernel there is
+/// neither the memory nor the processors to.
 #[macro_export]
 macro_rules! run_inside {
-    () => {
+    ($($package:literal),*) => {
         #[allow(
             unsafe_code,
             reason = "the only place before libtest's main; what runs there is an exec, and inside nothing"
@@ -22,7 +25,7 @@ macro_rules! run_inside {
         #[unsafe(link_section = ".init_array")]
         static RUN_INSIDE: extern "C" fn() = {
             extern "C" fn enter() {
-                $crate::within::enter();
+                $crate::within::enter(&[$($package),*]);
             }
             enter
         };
@@ -36,13 +39,13 @@ pub fn is_inside() -> bool {
 }
 
 /// What [`run_inside!`](crate::run_inside) does. Returns inside and where there is nothing to run.
-pub fn enter() {
+pub fn enter(packages: &[&str]) {
     let only_asks = |argument| argument == "--list" || argument == "--help" || argument == "-h";
     // Inside there is always a program to go on with: nothing is sent there a second time.
     let entered = match (is_inside(), env::args_os().any(only_asks)) {
         (true, _) => has_ipvs(),
         (false, true) => Ok(()),
-        (false, false) => leave(),
+        (false, false) => leave(packages),
     };
     if let Err(error) = entered {
         eprintln!("these tests run in the test kernel: {error:#}");
@@ -59,9 +62,10 @@ fn has_ipvs() -> Result<()> {
     Ok(())
 }
 
-fn leave() -> Result<()> {
+fn leave(packages: &[&str]) -> Result<()> {
     let program = machine::command_line()?;
     let error = Command::new(&program)
+        .args(packages.iter().flat_map(|package| ["--build", *package]))
         .arg("--")
         .arg(env::current_exe().context("asking which program this is")?)
         .args(env::args_os().skip(1))
