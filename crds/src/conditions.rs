@@ -13,6 +13,8 @@ pub const DRIFTED: &str = "Drifted";
 pub const LEFTOVER_RULES: &str = "LeftoverRules";
 /// Both: every sysctl and conntrack setting has the value that the policy asks for.
 pub const SYSCTLS_APPLIED: &str = "SysctlsApplied";
+/// NodeProxy: the kernel has everything that the mode, the policy and Services ask for.
+pub const KERNEL_COMPLETE: &str = "KernelComplete";
 /// NodeProxy: every Service and EndpointSlice could be used in full.
 pub const INPUTS_VALID: &str = "InputsValid";
 

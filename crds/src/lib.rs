@@ -20,7 +20,9 @@ pub mod sysctl;
 
 pub use node_proxy::{NodeProxy, NodeProxySpec, NodeProxyStatus};
 pub use policy::{NodeCounts, ProxyPolicy, ProxyPolicySpec, ProxyPolicyStatus};
-pub use settings::{Conntrack, DetectLocal, DetectLocalMode, Mode, Settings};
+pub use settings::{
+    Conntrack, DetectLocal, DetectLocalMode, Ipvs, Mode, SCHEDULERS, SchedulerFlag, Settings,
+};
 
 /// The API group of both kinds.
 pub const GROUP: &str = "pointsman.dev";

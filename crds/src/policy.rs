@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{Conntrack, DetectLocal, Mode, Settings};
+use crate::settings::{Conntrack, DetectLocal, Ipvs, Mode, SCHEDULERS, Settings, cel_list};
 use crate::sysctl;
 
 /// How the nodes that `nodeSelector` selects forward Service traffic.
@@ -25,6 +25,12 @@ use crate::sysctl;
         type_ = "string",
         json_path = ".status.mode",
         description = "The mode that the nodes run; what Auto became"
+    ),
+    printcolumn(
+        name = "Scheduler",
+        type_ = "string",
+        json_path = ".spec.scheduler",
+        description = "The scheduler that mode IPVS is to use; wrr where none is named"
     ),
     printcolumn(
         name = "Revision",
@@ -72,7 +78,11 @@ use crate::sysctl;
     )
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(cel)]
+#[x_kube(
+    cel,
+    validation = Rule::new("!has(self.ipvs) || !has(self.ipvs.schedulerFlags) || self.ipvs.schedulerFlags.size() == 0 || (has(self.scheduler) && self.scheduler in ['sh', 'mh'])")
+        .message("ipvs.schedulerFlags goes with scheduler sh or mh: no other scheduler has flags")
+)]
 pub struct ProxyPolicySpec {
     /// Which nodes follow this policy. Absent or empty: every node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,16 +93,32 @@ pub struct ProxyPolicySpec {
     #[serde(default)]
     pub priority: i32,
 
-    /// How the kernel is made to forward: `NFTables`, `IPTables`, or `Auto`: NFTables where the node's kernel can, IPTables elsewhere.
+    /// How the kernel is made to forward: `NFTables`, `IPVS`, `IPTables`, or `Auto`: IPVS where the policy names a scheduler and the
+    /// node's kernel has it; otherwise NFTables where the kernel can; IPTables elsewhere.
     #[serde(default)]
     #[schemars(with = "String", length(max = 32))]
     #[x_kube(
         validation = Rule::new("self.lowerAscii() != 'userspace'")
-            .message("mode userspace was removed from Kubernetes in 1.26 and does not exist here: use Auto, which picks the best mode of each node, NFTables or IPTables"),
-        validation = Rule::new("self in ['Auto', 'NFTables', 'IPTables'] || self.lowerAscii() == 'userspace'")
-            .message("mode must be Auto, NFTables or IPTables, spelled so: no other mode exists in this version")
+            .message("mode userspace was removed from Kubernetes in 1.26 and does not exist here: use Auto, which picks the best mode of each node, NFTables, IPVS or IPTables"),
+        validation = Rule::new("self in ['Auto', 'NFTables', 'IPVS', 'IPTables'] || self.lowerAscii() == 'userspace'")
+            .message("mode must be Auto, NFTables, IPVS or IPTables, spelled so: no other mode exists in this version")
     )]
     pub mode: Mode,
+
+    /// How mode IPVS spreads connections: `rr`, `wrr`, `lc`, `wlc`, `fo`, `ovf`, `lblc`, `lblcr`, `dh`, `sh`, `mh`, `sed`, `nq` or `twos`.
+    /// Absent: `wrr`, which is round robin while nobody gives weights. A Service's annotation `pointsman.dev/scheduler` comes before it. In modes NFTables and IPTables it has no
+    /// effect: connections are spread at random, by weight where weights are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 15))]
+    #[x_kube(
+        validation = Rule::new(format!("self in {}", cel_list(&SCHEDULERS)))
+        .message("scheduler must be one of rr, wrr, lc, wlc, fo, ovf, lblc, lblcr, dh, sh, mh, sed, nq, twos, spelled so: these are the kernel's schedulers of IPVS")
+    )]
+    pub scheduler: Option<String>,
+
+    /// What mode IPVS is told besides. In other modes it has no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipvs: Option<Ipvs>,
 
     /// Service addresses (ClusterIPs, external IPs, load balancer IPs) in these ranges are left alone.
     #[serde(default, rename = "excludeCIDRs", skip_serializing_if = "Vec::is_empty")]
@@ -135,7 +161,7 @@ pub struct ProxyPolicySpec {
     // The API server's estimate of what a rule costs needs a bound on every value.
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = {"type": "string", "maxLength": 64}))]
     #[x_kube(
-        validation = Rule::new(format!("self.all(name, name in {})", sysctl::cel_list()))
+        validation = Rule::new(format!("self.all(name, name in {})", cel_list(sysctl::ALLOWED)))
             .message("a name in sysctls is not on the allow-list: only parameters of connection tracking, IPVS, neighbour tables and forwarding can be set by a policy; docs/reference/proxypolicy.md lists them"),
         validation = Rule::new("self.all(name, self[name].matches('^[0-9]+([ \\t,-][0-9]+)*$'))")
             .message("values in sysctls are written as strings of numbers, for example \"86400\" or \"1024 65000\"")
@@ -167,6 +193,8 @@ impl ProxyPolicySpec {
         };
         Settings {
             mode: self.mode,
+            scheduler: self.scheduler(),
+            ipvs: self.ipvs.clone().unwrap_or_default(),
             exclude_cidrs: self.exclude_cidrs.clone(),
             detect_local: self.detect_local.clone().unwrap_or_default(),
             masquerade_all: self.masquerade_all,
@@ -177,6 +205,11 @@ impl ProxyPolicySpec {
             sysctls: self.sysctls.clone(),
             log_verbosity: self.log_verbosity,
         }
+    }
+
+    fn scheduler(&self) -> Option<String> {
+        let usual = (self.mode == Mode::IPVS).then(|| "wrr".to_owned());
+        self.scheduler.clone().or(usual)
     }
 }
 

@@ -15,6 +15,8 @@ pub enum Mode {
     Auto,
     /// Maps in an nf_tables table of its own.
     NFTables,
+    /// IPVS for balancing, and an nf_tables table of its own for what IPVS does not do.
+    IPVS,
     /// Rules in the nat and filter tables of iptables, by either of its variants.
     IPTables,
 }
@@ -24,6 +26,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Auto => "Auto",
             Self::NFTables => "NFTables",
+            Self::IPVS => "IPVS",
             Self::IPTables => "IPTables",
         })
     }
@@ -124,6 +127,69 @@ pub struct Conntrack {
     pub reset_removed_endpoints: Option<bool>,
 }
 
+/// The schedulers of IPVS, by the kernel's names.
+pub const SCHEDULERS: [&str; 14] = [
+    "rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "twos",
+];
+
+/// What mode IPVS is told, its scheduler apart. Nothing of it has an effect in other modes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ipvs {
+    /// Flags of the schedulers sh and mh: `Fallback` gives clients of an endpoint that gets no new connections another one
+    /// instead of refusing them, `Port` makes a client's port count as well as its address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    pub scheduler_flags: Vec<SchedulerFlag>,
+    /// Whether the node answers ARP for the addresses only that the asked interface has, and so for no Service's.
+    /// Load balancers that announce Service addresses by ARP need it.
+    #[serde(default, rename = "strictARP")]
+    pub strict_arp: bool,
+    /// How long IPVS remembers an idle TCP connection. Absent: as the kernel has it, 900 unless somebody changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_147_483))]
+    pub tcp_timeout_seconds: Option<i32>,
+    /// How long IPVS remembers a TCP connection after a FIN. Absent: as the kernel has it, 120 unless somebody changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_147_483))]
+    pub tcp_fin_timeout_seconds: Option<i32>,
+    /// How long IPVS remembers an idle UDP flow. Absent: as the kernel has it, 300 unless somebody changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_147_483))]
+    pub udp_timeout_seconds: Option<i32>,
+    /// How long an endpoint that is gone or terminates, and still has connections, is kept for them. Absent: until its
+    /// last connection ended. 0: not at all, and its connections end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2_147_483))]
+    pub graceful_seconds: Option<i32>,
+}
+
+/// A flag of the schedulers sh and mh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum SchedulerFlag {
+    /// An endpoint that gets no new connections is passed over, instead of its clients being refused.
+    Fallback,
+    /// A client's port counts as well as its address.
+    Port,
+}
+
+impl SchedulerFlag {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fallback => "Fallback",
+            Self::Port => "Port",
+        }
+    }
+}
+
+/// Names as a CEL list literal.
+pub(crate) fn cel_list(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+    format!("[{}]", quoted.join(","))
+}
+
 /// Everything that an agent needs to know of a policy, nothing left to a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -131,6 +197,13 @@ pub struct Settings {
     /// The mode as the policy has it; which one `Auto` became is in the NodeProxy's status.
     #[schemars(with = "String")]
     pub mode: Mode,
+    /// The scheduler of mode IPVS, which is wrr where the policy names none. In mode Auto absent where the policy names none.
+    // Absent fields stay away, so that settings that say nothing of them have the revision that they always had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<String>,
+    /// What mode IPVS is told besides.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ipvs: Ipvs,
     /// Service addresses in these ranges are left alone.
     #[serde(rename = "excludeCIDRs")]
     pub exclude_cidrs: Vec<String>,
@@ -150,6 +223,10 @@ pub struct Settings {
     pub sysctls: BTreeMap<String, String>,
     /// How much the agent logs, on kube-proxy's scale: 0 and 1 little, 4 and more to find a fault.
     pub log_verbosity: i32,
+}
+
+fn is_default(ipvs: &Ipvs) -> bool {
+    *ipvs == Ipvs::default()
 }
 
 impl Settings {

@@ -3,7 +3,10 @@
 /// Names that `spec.sysctls` accepts, sorted.
 ///
 /// Only what steers Service forwarding and connection tracking is here: a policy is written by whoever may
-/// configure the cluster's proxy, not by whoever may configure its hosts.
+/// configure the cluster's proxy, not by whoever may configure its hosts. Of IPVS all but these: the synchronization of
+/// connections between machines, the means against floods, whose values the kernel changes by itself
+/// (`update_defense_level`), and what has no use where Service addresses are the node's own (`backup_only`, `cache_bypass`,
+/// `ignore_tunneled`).
 pub const ALLOWED: &[&str] = &[
     "net.core.netdev_max_backlog",
     "net.core.somaxconn",
@@ -19,11 +22,19 @@ pub const ALLOWED: &[&str] = &[
     "net.ipv4.neigh.default.gc_thresh3",
     "net.ipv4.vs.conn_reuse_mode",
     "net.ipv4.vs.conntrack",
+    "net.ipv4.vs.est_cpulist",
+    "net.ipv4.vs.est_nice",
     "net.ipv4.vs.expire_nodest_conn",
     "net.ipv4.vs.expire_quiescent_template",
+    "net.ipv4.vs.lblc_expiration",
+    "net.ipv4.vs.lblcr_expiration",
+    "net.ipv4.vs.nat_icmp_send",
+    "net.ipv4.vs.pmtu_disc",
     "net.ipv4.vs.run_estimation",
+    "net.ipv4.vs.schedule_icmp",
     "net.ipv4.vs.sloppy_sctp",
     "net.ipv4.vs.sloppy_tcp",
+    "net.ipv4.vs.snat_reroute",
     "net.ipv6.conf.all.forwarding",
     "net.ipv6.neigh.default.gc_thresh1",
     "net.ipv6.neigh.default.gc_thresh2",
@@ -56,12 +67,6 @@ pub const ALLOWED: &[&str] = &[
 #[must_use]
 pub fn is_allowed(name: &str) -> bool {
     ALLOWED.binary_search(&name).is_ok()
-}
-
-/// The allow-list as a CEL list literal.
-pub(crate) fn cel_list() -> String {
-    let quoted: Vec<String> = ALLOWED.iter().map(|name| format!("'{name}'")).collect();
-    format!("[{}]", quoted.join(","))
 }
 
 #[cfg(test)]

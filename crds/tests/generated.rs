@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use pointsman_crds::{ProxyPolicy, ProxyPolicySpec, generated_yaml};
+use pointsman_crds::{Mode, ProxyPolicy, ProxyPolicySpec, SCHEDULERS, Settings, generated_yaml};
 use serde_json::json;
 
 #[test]
@@ -25,7 +25,12 @@ fn verdict(spec: serde_json::Value) -> Result<(), String> {
 #[test]
 fn a_policy_that_uses_every_field_is_accepted() {
     let spec = json!({
-        "nodeSelector": {"matchLabels": {"pool": "big"}}, "priority": 10, "mode": "IPTables",
+        "nodeSelector": {"matchLabels": {"pool": "big"}}, "priority": 10, "mode": "IPVS",
+        "scheduler": "mh",
+        "ipvs": {
+            "schedulerFlags": ["Port", "Fallback"], "strictARP": true, "tcpTimeoutSeconds": 900, "tcpFinTimeoutSeconds": 30,
+            "udpTimeoutSeconds": 60, "gracefulSeconds": 0
+        },
         "excludeCIDRs": ["10.0.0.0/24", "fd00::/64"],
         "detectLocal": {"mode": "ClusterCIDR", "clusterCIDRs": ["10.244.0.0/16"]},
         "masqueradeAll": true, "nodePortAddresses": ["Primary", "192.168.0.0/16"],
@@ -37,12 +42,38 @@ fn a_policy_that_uses_every_field_is_accepted() {
 }
 
 #[test]
+fn every_scheduler_is_accepted_in_every_mode() {
+    for mode in ["Auto", "NFTables", "IPVS", "IPTables"] {
+        for scheduler in SCHEDULERS {
+            let spec = json!({"mode": mode, "scheduler": scheduler, "ipvs": {"schedulerFlags": []}});
+            assert_eq!(verdict(spec), Ok(()));
+        }
+    }
+}
+
+#[test]
 fn bad_values_are_refused_with_what_to_do() {
     for (spec, says) in [
         (json!({"mode": "userspace"}), "use Auto"),
         (
             json!({"mode": "iptables"}),
-            "mode must be Auto, NFTables or IPTables",
+            "mode must be Auto, NFTables, IPVS or IPTables",
+        ),
+        (
+            json!({"mode": "ipvs"}),
+            "mode must be Auto, NFTables, IPVS or IPTables",
+        ),
+        (
+            json!({"scheduler": "WLC"}),
+            "one of rr, wrr, lc, wlc, fo, ovf, lblc, lblcr, dh, sh, mh, sed, nq, twos, spelled so",
+        ),
+        (
+            json!({"scheduler": "wlc", "ipvs": {"schedulerFlags": ["Port"]}}),
+            "goes with scheduler sh or mh",
+        ),
+        (
+            json!({"mode": "IPVS", "ipvs": {"schedulerFlags": ["Port"]}}),
+            "goes with scheduler sh or mh",
         ),
         (
             json!({"excludeCIDRs": ["10.0.0.1"]}),
@@ -108,6 +139,42 @@ fn a_revision_names_the_values_and_nothing_else() {
     );
     assert_ne!(plain.revision(), other.revision());
     assert_eq!(plain.revision().len(), 10);
+}
+
+#[test]
+fn only_mode_ipvs_has_a_scheduler_where_none_is_named() {
+    let scheduler = |mode, scheduler: Option<&str>| {
+        let spec = ProxyPolicySpec {
+            mode,
+            scheduler: scheduler.map(str::to_owned),
+            ..Default::default()
+        };
+        spec.settings().scheduler
+    };
+    assert_eq!(scheduler(Mode::IPVS, None).as_deref(), Some("wrr"));
+    // Auto is IPVS only where a scheduler is named.
+    assert_eq!(scheduler(Mode::Auto, None), None);
+    assert_eq!(scheduler(Mode::Auto, Some("wlc")).as_deref(), Some("wlc"));
+}
+
+#[test]
+fn settings_from_before_mode_ipvs_are_read_and_keep_their_revision() {
+    let of = |spec: serde_json::Value| {
+        let spec: ProxyPolicySpec = serde_json::from_value(spec).unwrap();
+        spec.settings()
+    };
+    let settings = of(json!({}));
+    let written = serde_json::to_value(&settings).unwrap();
+    assert!(
+        written.get("ipvs").is_none() && written.get("scheduler").is_none(),
+        "{written}"
+    );
+    assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), settings);
+    assert_eq!(of(json!({"ipvs": {}})).revision(), settings.revision());
+    let strict = of(json!({"ipvs": {"strictARP": true}}));
+    assert_ne!(strict.revision(), settings.revision());
+    let written = serde_json::to_value(&strict).unwrap();
+    assert_eq!(serde_json::from_value::<Settings>(written).unwrap(), strict);
 }
 
 /// The names of all properties below a schema.

@@ -1,8 +1,11 @@
 //! What every way of programming the kernel has in common.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
-use crate::model::{Diff, Family, ForwardingTable};
+use crate::model::{Diff, Family, ForwardingTable, SchedulerKind};
+use crate::netlink::ipvs::IpvsError;
+use crate::netlink::route::RouteError;
 
 /// Makes the kernel of this node, in one IP family, forward as a [`ForwardingTable`] says.
 ///
@@ -37,12 +40,40 @@ pub trait Backend: Send {
     /// When the kernel could not be read.
     fn observe(&mut self) -> Result<Observed, Error>;
 
-    /// Removes everything that this backend made, for new connections: established ones go on until they end.
-    /// Works without a preceding [`Backend::sync`], so it cleans up after a process that is gone.
+    /// Removes everything that this backend made, for new connections: established ones go on until they end, or until
+    /// `limit` has passed since the first call. Works without a preceding [`Backend::sync`], so it cleans up after a process
+    /// that is gone.
     ///
     /// # Errors
-    /// When something is left in the kernel; the error names it.
-    fn teardown(&mut self) -> Result<(), Error>;
+    /// When something is left in the kernel that should not be; the error names it.
+    fn teardown(&mut self, limit: Option<Duration>) -> Result<Remaining, Error>;
+
+    /// When [`Backend::tend`] has something to do, if nothing else happens.
+    fn tend_at(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Does what has become due by itself.
+    ///
+    /// # Errors
+    /// When the kernel did not do it: it is to be brought to the table by [`Backend::sync`].
+    fn tend(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// What the kernel has not got that the table asks for, each with what is done instead and what to install.
+    fn lacking(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// What a teardown left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remaining {
+    /// Nothing that has to be looked after.
+    Nothing,
+    /// So many connections that only go on with what was left for them: teardown is to be called again.
+    Connections(u64),
 }
 
 /// What a change cost.
@@ -148,6 +179,18 @@ pub enum Error {
     /// nf_tables did not do what was asked.
     #[error(transparent)]
     Netlink(#[from] crate::netlink::socket::NetlinkError),
+    /// IPVS cannot be talked to.
+    #[error(transparent)]
+    Ipvs(IpvsError),
+    /// Routes and links cannot be talked of.
+    #[error(transparent)]
+    Route(RouteError),
+    /// The kernel has no such scheduler.
+    #[error("the kernel has no IPVS scheduler {0}: load the module {module} on the node", module = .0.module())]
+    MissingScheduler(SchedulerKind),
+    /// The kernel refused a part of it.
+    #[error("{0}")]
+    Refused(String),
     /// The table has more of something than the kernel's maps can number.
     #[error("the node cannot forward this much in this mode: {0}")]
     TooMuch(String),
@@ -159,4 +202,30 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+impl From<IpvsError> for Error {
+    fn from(error: IpvsError) -> Self {
+        match error {
+            IpvsError::Absent => Self::MissingKernelFeature {
+                what: "IPVS".to_owned(),
+                hint: "load the module ip_vs on the node (CONFIG_IP_VS; Debian: in linux-image), or choose another mode"
+                    .to_owned(),
+            },
+            other => Self::Ipvs(other),
+        }
+    }
+}
+
+impl From<RouteError> for Error {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::NoDummy => Self::MissingKernelFeature {
+                what: "dummy links".to_owned(),
+                hint: "load the module dummy on the node (CONFIG_DUMMY; Debian: in linux-image), or choose another mode"
+                    .to_owned(),
+            },
+            other => Self::Route(other),
+        }
+    }
 }

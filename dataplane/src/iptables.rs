@@ -36,8 +36,9 @@ use plan::State;
 pub use programs::{Programs, Variant, Version};
 use render::Style;
 use restore::{FilterOrder, Plan, check_interface};
+use std::time::Duration;
 
-use crate::backend::{Backend, Error, Observed, Report};
+use crate::backend::{Backend, Error, Observed, Remaining, Report};
 use crate::model::{Diff, Family, ForwardingTable};
 
 /// `MASQUERADE --random-fully` is in iptables since 1.6.2; the kernel has it since 3.14.
@@ -173,7 +174,7 @@ impl Backend for Iptables {
     /// kernel stops tracking, and with it translating, when the last rule of a namespace that needs conntrack is gone
     /// (`nf_ct_netns_put`). The built-in chains of nat stay for the same reason: in the nf_tables variant they are
     /// what registers NAT. [`Iptables::remove_grace_rule`] removes the rule; a later sync takes over from it.
-    fn teardown(&mut self) -> Result<(), Error> {
+    fn teardown(&mut self, _limit: Option<Duration>) -> Result<Remaining, Error> {
         self.state = None;
         let read = |table| match self.read(table) {
             // Where there is no table there is nothing of ours.
@@ -182,6 +183,6 @@ impl Backend for Iptables {
         };
         let (plan, order) = plan::teardown(&[read(Table::Nat)?, read(Table::Filter)?]);
         self.send(&plan, order)?;
-        Ok(())
+        Ok(Remaining::Nothing)
     }
 }

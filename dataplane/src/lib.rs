@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod conntrack;
 pub mod iptables;
+pub mod ipvs;
 pub mod leftover;
 pub mod model;
 pub mod netlink;

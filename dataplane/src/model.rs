@@ -7,6 +7,7 @@ mod frontend;
 mod input;
 mod names;
 mod problem;
+mod scheduler;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -14,7 +15,7 @@ mod trace;
 mod weight;
 
 pub use compile::{Compiled, HealthCheck, compile};
-pub use context::{Context, DetectLocal, LocalTraffic, NodeFacts, NodePortAddresses, Settings};
+pub use context::{Context, DetectLocal, IpvsSettings, LocalTraffic, NodeFacts, NodePortAddresses, Settings};
 pub use frontend::{
     Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
     PortKey, TrafficSide,
@@ -22,6 +23,7 @@ pub use frontend::{
 pub use input::{Common, Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TrafficPolicy};
 pub use names::{Family, IpPort, Protocol, ServiceName, ServicePortName};
 pub use problem::Problem;
+pub use scheduler::{BadScheduler, Scheduler, SchedulerKind};
 pub use table::{Change, Diff, ForwardingTable};
 pub use trace::{Ingress, Packet, Target, Verdict};
 pub use weight::{MAX_WEIGHT, Weight, Weights};

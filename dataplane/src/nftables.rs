@@ -26,6 +26,7 @@
 //! - [`mod@write`], in transactions;
 //! - [`probe`]: whether the kernel can do all that.
 
+mod admit;
 mod adopt;
 mod entry;
 mod layout;
@@ -40,19 +41,21 @@ mod words;
 mod write;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::backend::{Backend, Error, Observed, Report};
+use crate::backend::{Backend, Error, Observed, Remaining, Report};
 use crate::model::{Context, Diff, Family, ForwardingTable};
 use crate::netlink::nftables::{Batch, Listing, answer};
 use crate::netlink::socket::{NetlinkError, Socket};
 use adopt::Found;
-use entry::Map;
-use layout::{COUNTERS, Chain, TABLE, chains, grace};
+use layout::{Chain, Layout, Purpose, chains, grace};
+pub(crate) use number::{family_of_mark, mark_of, pool_of_mark};
 use picks::class_chains;
 use snapshot::{Digests, Snapshot, add_to};
 use state::State;
+pub(crate) use state::{Asked, AskedPool, Known};
 use write::{Unsent, Writing};
 
 /// How many differences are spelled out.
@@ -61,11 +64,13 @@ const SPELLED_OUT: usize = 8;
 /// Programs the Services of one family into an nf_tables table of its own.
 #[derive(Debug)]
 pub struct Nftables {
-    family: Family,
+    layout: Layout,
     /// Opened when it is first needed, in the network namespace of the thread that needs it.
     socket: Option<Socket>,
     /// What the kernel holds as far as we know; none before the first sync and after a failure.
     held: Option<Held>,
+    /// The kernel refused to repair the table that is there: the next sync puts a new one in its place.
+    is_beyond_repair: bool,
 }
 
 /// What was written, and in which generation of the ruleset.
@@ -81,11 +86,28 @@ impl Nftables {
     /// A backend for one family.
     #[must_use]
     pub fn new(family: Family) -> Self {
+        Self::of(Purpose::Translate, family)
+    }
+
+    /// The part of another backend that stands before IPVS: see [`mod@admit`].
+    pub(crate) fn admitting(family: Family) -> Self {
+        Self::of(Purpose::Admit, family)
+    }
+
+    fn of(purpose: Purpose, family: Family) -> Self {
         Self {
-            family,
+            layout: Layout { purpose, family },
             socket: None,
             held: None,
+            is_beyond_repair: false,
         }
+    }
+
+    /// Whether there is a table of this in the kernel, in whatever state.
+    pub(crate) fn is_there(&mut self) -> Result<bool, Error> {
+        let layout = self.layout;
+        let snapshot = Snapshot::outline(self.socket()?, layout).map_err(failed)?;
+        Ok(snapshot.is_there || snapshot.has_deputy)
     }
 
     /// Removes everything, what [`Backend::teardown`] would leave for connections that live on as well: unless something
@@ -104,17 +126,17 @@ impl Nftables {
         is_due: impl Fn(&Snapshot) -> bool,
         leave: impl FnOnce(&mut Batch),
     ) -> Result<(), Error> {
-        let family = self.family;
+        let layout = self.layout;
         let socket = self.socket()?;
-        let snapshot = Snapshot::outline(socket, family).map_err(failed)?;
+        let snapshot = Snapshot::outline(socket, layout).map_err(failed)?;
         if snapshot.is_there && is_due(&snapshot) {
-            let mut batch = socket.batch(layout::table(family));
+            let mut batch = socket.batch(layout.table());
             batch.delete_table();
             leave(&mut batch);
             socket.commit(&batch.finish()).map_err(failed)?;
         }
         if snapshot.has_deputy {
-            let mut batch = socket.batch(layout::deputy(family));
+            let mut batch = socket.batch(layout.deputy());
             batch.delete_table();
             socket.commit(&batch.finish()).map_err(failed)?;
         }
@@ -129,58 +151,64 @@ impl Nftables {
         Ok(self.socket.insert(socket))
     }
 
-    /// Brings a table that can be kept to what is wanted, or makes one.
-    fn write_all(&mut self, table: &ForwardingTable) -> Result<Report, Error> {
-        let family = self.family;
+    /// Whether the last sync failed because the kernel refused to repair the table: the next one replaces it.
+    pub(crate) fn is_beyond_repair(&self) -> bool {
+        self.is_beyond_repair
+    }
+
+    /// Brings a table that can be kept to what is wanted, or makes one. What the change asks of IPVS is handed over first.
+    pub(crate) fn sync_after(
+        &mut self,
+        table: &ForwardingTable,
+        known: Known,
+        first: impl FnOnce(Asked) -> Result<(), Error>,
+    ) -> Result<Report, Error> {
+        self.held = None;
+        let is_beyond_repair = std::mem::take(&mut self.is_beyond_repair);
+        let layout = self.layout;
+        let family = layout.family;
         let socket = self.socket()?;
         let found = std::cell::RefCell::new(Found::default());
         let snapshot = Snapshot::read(
             socket,
-            family,
+            layout,
             || *found.borrow_mut() = Found::default(),
             |entry| found.borrow_mut().add(entry),
         )
         .map_err(failed)?;
         let context = table.context();
-        let wanted = chains(context, family);
-        let mut writing = Writing::new(socket, family, Some(snapshot.generation));
-        let foreign = snapshot.is_foreign(&wanted, family);
-        let kept = if !snapshot.is_there {
-            None
-        } else if let Some(why) = foreign {
+        let wanted = chains(context, layout);
+        let empty = State::knowing(layout, known);
+        let mut writing = Writing::new(socket, layout, Some(snapshot.generation));
+        let foreign = snapshot.is_foreign(&wanted, layout);
+        let is_kept = snapshot.is_there && foreign.is_none() && !is_beyond_repair;
+        if let Some(why) = foreign.filter(|_| snapshot.is_there) {
             tracing::info!(%family, why, "replacing a table that an older agent made or others changed");
-            None
-        } else {
-            match repair(&snapshot, found.into_inner(), table, &wanted, &mut writing) {
-                Ok(state) => Some(state),
-                // Whatever is wrong with it: a new one in its place will do.
-                Err(Error::Netlink(error @ NetlinkError::Refused { .. })) => {
+        }
+        let (state, mut change) = match is_kept {
+            true => found.into_inner().become_table(table, empty),
+            false => empty.of_table(table),
+        }
+        .map_err(full)?;
+        first(std::mem::take(&mut change.asked))?;
+        if is_kept {
+            let unsent = Unsent::repair(&snapshot, wanted, &state, &change);
+            if let Err(error) = writing.send(&change, unsent) {
+                if let Error::Netlink(NetlinkError::Refused { .. }) = error {
+                    // Whatever is wrong with it: a new one in its place will do.
                     tracing::warn!(%family, %error, "the table cannot be repaired: replacing it");
-                    None
+                    self.is_beyond_repair = true;
                 }
-                Err(error) => return Err(error),
+                return Err(error);
             }
-        };
-        let state = match kept {
-            Some(state) => {
-                if snapshot.has_deputy {
-                    writing.remove_deputy(&[])?;
-                }
-                state
-            }
-            None => {
-                let (state, change) = State::of_table(family, table).map_err(full)?;
-                if snapshot.is_there {
-                    writing.replace(&wanted, &state, &change, &snapshot)?;
-                } else {
-                    writing.make(&wanted, &state, &change)?;
-                    if snapshot.has_deputy {
-                        writing.remove_deputy(&[])?;
-                    }
-                }
-                state
-            }
-        };
+        } else if snapshot.is_there {
+            writing.replace(&wanted, &state, &change, &snapshot)?;
+        } else {
+            writing.make(&wanted, &state, &change)?;
+        }
+        if snapshot.has_deputy && (is_kept || !snapshot.is_there) {
+            writing.remove_deputy(&[])?;
+        }
         let (report, generation) = writing.done()?;
         self.held = Some(Held {
             state,
@@ -190,11 +218,42 @@ impl Nftables {
         Ok(report)
     }
 
+    /// Brings the kernel from the table before `diff` to `table`; none when it is not known what the kernel holds. What the
+    /// change asks of IPVS is handed over first.
+    pub(crate) fn apply_after(
+        &mut self,
+        table: &ForwardingTable,
+        diff: &Diff,
+        first: impl FnOnce(Asked) -> Result<(), Error>,
+    ) -> Result<Option<Report>, Error> {
+        // Taken out: after a failure nothing is known, and the next call reads the kernel.
+        let Some(mut held) = self.held.take() else {
+            return Ok(None);
+        };
+        let mut change = held.state.change(table, diff).map_err(full)?;
+        first(std::mem::take(&mut change.asked))?;
+        let layout = self.layout;
+        let mut unsent = Unsent::default();
+        if diff.context {
+            let before = chains(&held.context, layout);
+            let after = chains(table.context(), layout);
+            let differs = |chain: &Chain| !before.contains(chain);
+            unsent.chains = after.into_iter().filter(differs).collect();
+            held.context = table.context().clone();
+        }
+        let mut writing = Writing::new(self.socket()?, layout, held.generation);
+        writing.send(&change, unsent)?;
+        let (report, generation) = writing.done()?;
+        held.generation = generation;
+        self.held = Some(held);
+        Ok(Some(report))
+    }
+
     /// Compares the kernel with what was written.
     fn compare_with(&mut self, held: &mut Held) -> Result<Observed, Error> {
-        let family = self.family;
+        let layout = self.layout;
         let socket = self.socket()?;
-        let counters = counted(socket, family).map_err(failed)?;
+        let counters = counted(socket, layout).map_err(failed)?;
         // Nobody has changed anything in this network namespace since our last transaction.
         if Some(socket.generation().map_err(failed)?) == held.generation {
             return Ok(Observed {
@@ -205,7 +264,7 @@ impl Nftables {
         let found = std::cell::RefCell::new(Digests::new());
         let snapshot = Snapshot::read(
             socket,
-            family,
+            layout,
             || found.borrow_mut().clear(),
             |entry| add_to(&mut found.borrow_mut(), &entry),
         )
@@ -223,42 +282,31 @@ impl Nftables {
 
 impl Backend for Nftables {
     fn family(&self) -> Family {
-        self.family
+        self.layout.family
     }
 
     fn tables(&self) -> &'static [&'static str] {
-        &[TABLE]
+        match self.layout.purpose {
+            Purpose::Translate => &["pointsman"],
+            Purpose::Admit => &["pointsman-ipvs"],
+        }
     }
 
     fn apply(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Report, Error> {
         if diff.all {
             return self.sync(table);
         }
-        // Taken out: after a failure nothing is known, and the next call reads the kernel.
-        let Some(mut held) = self.held.take() else {
-            return self.sync(table);
-        };
-        let change = held.state.change(table, diff).map_err(full)?;
-        let family = self.family;
-        let mut unsent = Unsent::default();
-        if diff.context {
-            let before = chains(&held.context, family);
-            let after = chains(table.context(), family);
-            let differs = |chain: &Chain| !before.contains(chain);
-            unsent.chains = after.into_iter().filter(differs).collect();
-            held.context = table.context().clone();
+        match self.apply_after(table, diff, |_| Ok(()))? {
+            Some(report) => Ok(report),
+            None => self.sync(table),
         }
-        let mut writing = Writing::new(self.socket()?, family, held.generation);
-        writing.send(&change, unsent)?;
-        let (report, generation) = writing.done()?;
-        held.generation = generation;
-        self.held = Some(held);
-        Ok(report)
     }
 
     fn sync(&mut self, table: &ForwardingTable) -> Result<Report, Error> {
-        self.held = None;
-        self.write_all(table)
+        match self.sync_after(table, Known::default(), |_| Ok(())) {
+            Err(_) if self.is_beyond_repair => self.sync_after(table, Known::default(), |_| Ok(())),
+            other => other,
+        }
     }
 
     fn observe(&mut self) -> Result<Observed, Error> {
@@ -276,7 +324,7 @@ impl Backend for Nftables {
 
     /// Removes everything but a chain without which the kernel would stop translating established connections
     /// ([`layout::grace`]). [`Nftables::remove_all`] removes that; a later sync takes over from it.
-    fn teardown(&mut self) -> Result<(), Error> {
+    fn teardown(&mut self, _limit: Option<Duration>) -> Result<Remaining, Error> {
         self.held = None;
         let left = grace();
         self.remove(
@@ -285,38 +333,25 @@ impl Backend for Nftables {
                 batch.add_table();
                 write::put_chain(batch, &left, &mut 0);
             },
-        )
+        )?;
+        Ok(Remaining::Nothing)
     }
-}
-
-/// Brings a table that was read to what is wanted.
-fn repair(
-    snapshot: &Snapshot,
-    found: Found,
-    table: &ForwardingTable,
-    wanted: &[Chain],
-    writing: &mut Writing<'_>,
-) -> Result<State, Error> {
-    let (state, change) = found.become_table(table, writing.family).map_err(full)?;
-    let unsent = Unsent::repair(snapshot, wanted.to_vec(), &state, &change);
-    writing.send(&change, unsent)?;
-    Ok(state)
 }
 
 /// What differs between what was written and what was read.
 fn compare(held: &Held, snapshot: &Snapshot, found: &Digests) -> Observed {
-    let family = held.state.family;
+    let layout = held.state.layout;
     let mut differences = Vec::new();
     if !snapshot.is_there {
-        differences.push(format!("table {} is gone", layout::TABLE));
+        differences.push(format!("table {} is gone", layout.name()));
     } else {
         let mut expected: HashMap<String, Chain> = HashMap::new();
         let of_classes = held
             .state
             .classes
             .keys()
-            .flat_map(|class| class_chains(*class, family));
-        for chain in chains(&held.context, family).into_iter().chain(of_classes) {
+            .flat_map(|class| class_chains(*class, layout.family));
+        for chain in chains(&held.context, layout).into_iter().chain(of_classes) {
             expected.insert(chain.name.clone(), chain);
         }
         for chain in expected.values().filter(|chain| !snapshot.has(chain)) {
@@ -332,10 +367,10 @@ fn compare(held: &Held, snapshot: &Snapshot, found: &Digests) -> Observed {
         {
             differences.push(format!("chain {name}: not one of those that were written"));
         }
-        differences.extend(snapshot.is_foreign(&chains(&held.context, family), family));
+        differences.extend(snapshot.is_foreign(&chains(&held.context, layout), layout));
         let mut wanted = Digests::new();
         held.state.entries().for_each(|entry| add_to(&mut wanted, &entry));
-        for map in Map::ALL {
+        for map in layout.maps() {
             let (wanted, found) = (wanted.get(&map).copied(), found.get(&map).copied());
             let (wanted, found) = (wanted.unwrap_or_default(), found.unwrap_or_default());
             if wanted.count != found.count {
@@ -361,17 +396,18 @@ fn compare(held: &Held, snapshot: &Snapshot, found: &Digests) -> Observed {
 }
 
 /// The packets of our counters.
-fn counted(socket: &mut Socket, family: Family) -> Result<Vec<(&'static str, u64)>, NetlinkError> {
+fn counted(socket: &mut Socket, layout: Layout) -> Result<Vec<(&'static str, u64)>, NetlinkError> {
     let counters = std::cell::RefCell::new(Vec::new());
     socket.list(
-        layout::table(family),
+        layout.table(),
         Listing::Counters,
         || counters.borrow_mut().clear(),
         |message| {
-            if let Some((TABLE, name, packets)) = answer::counter(message)
-                && let Some(known) = COUNTERS.into_iter().find(|known| *known == name)
+            if let Some((table, name, packets)) = answer::counter(message)
+                && table == layout.name()
+                && let Some(known) = layout.counters().iter().find(|known| **known == name)
             {
-                counters.borrow_mut().push((known, packets));
+                counters.borrow_mut().push((*known, packets));
             }
         },
     )?;

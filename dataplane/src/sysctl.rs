@@ -81,7 +81,7 @@ impl Sysctls {
     /// ([`Why::Drift`]); one that is no longer wanted but was changed since is left alone ([`Outcome::left`]).
     /// `net.netfilter.nf_conntrack_max` is not lowered to or below the number of connections that are tracked at
     /// the moment, because the kernel would refuse every new one (`__nf_conntrack_alloc`): that is a failure
-    /// until there are fewer. A call that finds everything in place writes nothing, not even the state file.
+    /// until there are fewer. What is wanted for good ([`Wanted::ForGood`]) is not remembered and so not put back. A call that finds everything in place writes nothing, not even the state file.
     pub fn apply(&mut self, wanted: &BTreeMap<String, Wanted>) -> Outcome {
         let mut outcome = Outcome::default();
         let Some(mut state) = self.load(&mut outcome) else {
@@ -166,8 +166,11 @@ impl Sysctls {
                 }
             };
             let decision = decision::decide(&name, &present, state.get(&name), wanted);
-            let entry = state.remember(&name, &present);
-            entry.asked = wanted.text();
+            if let Wanted::ForGood(_) = wanted {
+                state.forget(&name);
+            } else {
+                state.remember(&name, &present).asked = wanted.text();
+            }
             if let Decision::Write { value, why } = decision {
                 writes.push(Write {
                     name,

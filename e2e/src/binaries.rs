@@ -43,6 +43,7 @@ pub fn find(binary: Binary) -> Result<PathBuf> {
     let executable = env::current_exe().context("finding out which program this is")?;
     let release = executable.starts_with(target.join("release"));
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    // In the test kernel it was built before.
     if !*built && !within::is_inside() {
         cargo::build(&target, release, &["pointsman-agent", "pointsman-operator"])?;
         *built = true;

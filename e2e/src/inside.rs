@@ -1,11 +1,11 @@
 //! End-to-end tests in the test kernel: the nodes and everything around them are namespaces of a kernel that has IPVS.
 //!
 //! The control plane stays outside, where it is quick: the kernel's network card makes both wires one. A test binary with
-//! [`run_inside!`](crate::run_inside) in it runs there, by the program `inside`.
+//! [`run_inside_with_control_plane!`](crate::run_inside_with_control_plane) in it runs there, by the program `inside`.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
-//! // A file in `tests/` begins with `pointsman_e2e::run_inside!(with a control plane);`, and its tests with:
+//! // A file in `tests/` begins with `pointsman_e2e::run_inside_with_control_plane!();`, and its tests with:
 //! let (fabric, access) = pointsman_e2e::inside::join()?;
 //! let node = fabric.node("node-1")?;
 //! access.create_node(&node)?;
@@ -19,15 +19,12 @@ use pointsman_test_kernel::{GuestProcess, Kernel, Options, Streams};
 
 use crate::{Access, ControlPlane, Fabric, Program, Toolchain, binaries, control_plane::Paths};
 
-/// Makes this test binary run in the test kernel: one line at the top of a file in `tests/`, where the agent and kube-proxy are
-/// built before. `run_inside!(with a control plane)` has one outside, which [`inside::join`](crate::inside::join) leads to.
+/// Makes this test binary run in the test kernel, with a control plane outside that [`inside::join`](crate::inside::join) leads to:
+/// one line at the top of a file in `tests/`. Without a control plane it is `pointsman_test_kernel::run_inside!`.
 #[macro_export]
-macro_rules! run_inside {
+macro_rules! run_inside_with_control_plane {
     () => {
-        pointsman_test_kernel::run_inside!(env!("CARGO_BIN_EXE_inside"), []);
-    };
-    (with a control plane) => {
-        pointsman_test_kernel::run_inside!(env!("CARGO_BIN_EXE_inside"), ["--control-plane"]);
+        pointsman_test_kernel::run_inside!(by env!("CARGO_BIN_EXE_inside"));
     };
 }
 

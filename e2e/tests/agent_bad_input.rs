@@ -290,7 +290,7 @@ fn a_policy_that_cannot_be_used_leaves_the_one_before_in_force(variant: Iptables
         (
             "mode",
             json!("iptables"),
-            "mode must be Auto, NFTables or IPTables, spelled so",
+            "mode must be Auto, NFTables, IPVS or IPTables, spelled so",
         ),
         (
             "excludeCIDRs",
@@ -316,6 +316,17 @@ fn a_policy_that_cannot_be_used_leaves_the_one_before_in_force(variant: Iptables
             "sysctls",
             json!({"kernel.panic": "1"}),
             "a name in sysctls is not on the allow-list",
+        ),
+        ("scheduler", json!("random"), "scheduler must be one of rr, wrr,"),
+        (
+            "ipvs",
+            json!({"schedulerFlags": ["Port"]}),
+            "ipvs.schedulerFlags goes with scheduler sh or mh",
+        ),
+        (
+            "ipvs",
+            json!({"udpTimeoutSeconds": 0}),
+            "ipvs.udpTimeoutSeconds is 0",
         ),
         ("syncPeriodSeconds", json!(0), "syncPeriodSeconds is 0"),
         ("logVerbosity", json!("loud"), "mend the manifest"),

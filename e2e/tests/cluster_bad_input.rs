@@ -54,9 +54,9 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "{mode: iptables}",
-        "mode must be Auto, NFTables or IPTables, spelled so",
+        "mode must be Auto, NFTables, IPVS or IPTables, spelled so",
     ),
-    ("{mode: eBPF}", "mode must be Auto, NFTables or IPTables"),
+    ("{mode: eBPF}", "mode must be Auto, NFTables, IPVS or IPTables"),
     (
         "{excludeCIDRs: [10.0.0.0]}",
         "every entry of excludeCIDRs must be a CIDR such as 10.0.0.0/24",
@@ -143,7 +143,34 @@ const REFUSED: &[(&str, &str)] = &[
         "{minSyncPeriodMilliseconds: -5}",
         "spec.minSyncPeriodMilliseconds in body should be greater than or equal to 0",
     ),
-    ("{scheduler: wlc}", "unknown field \"spec.scheduler\""),
+    (
+        "{mode: IPVS, scheduler: WLC}",
+        "scheduler must be one of rr, wrr, lc, wlc, fo, ovf, lblc, lblcr, dh, sh, mh, sed, nq, twos, spelled so",
+    ),
+    (
+        "{scheduler: wlc, ipvs: {schedulerFlags: [Port]}}",
+        "ipvs.schedulerFlags goes with scheduler sh or mh",
+    ),
+    (
+        "{mode: IPVS, ipvs: {schedulerFlags: [Port]}}",
+        "ipvs.schedulerFlags goes with scheduler sh or mh",
+    ),
+    (
+        "{scheduler: mh, ipvs: {schedulerFlags: [port]}}",
+        "Unsupported value: \"port\": supported values: \"Fallback\", \"Port\"",
+    ),
+    (
+        "{ipvs: {tcpTimeoutSeconds: 0}}",
+        "spec.ipvs.tcpTimeoutSeconds in body should be greater than or equal to 1",
+    ),
+    (
+        "{ipvs: {gracefulSeconds: -1}}",
+        "spec.ipvs.gracefulSeconds in body should be greater than or equal to 0",
+    ),
+    (
+        "{schedulerFlags: [Port]}",
+        "unknown field \"spec.schedulerFlags\"",
+    ),
 ];
 
 fn every_rule_refuses_with_its_message(cluster: &Cluster<'_>) -> Result<()> {
@@ -180,6 +207,16 @@ fn every_rule_refuses_with_its_message(cluster: &Cluster<'_>) -> Result<()> {
         ),
         (&"Auto".into(), &2.into(), &0.into())
     );
+    // A field whose value was left out in YAML is as good as absent.
+    for spec in [
+        "{ipvs: , scheduler: }",
+        "{mode: IPVS, scheduler: mh, ipvs: {schedulerFlags: [Fallback, Port], strictARP: true, gracefulSeconds: 0}}",
+    ] {
+        let dry_run = ["create", "--dry-run=server", "-f", "-"];
+        let policy = good.replace("spec: {}", &format!("spec: {spec}"));
+        let accepted = cluster.control_plane.kubectl_with(&dry_run, &policy);
+        accepted.with_context(|| format!("{spec} is refused"))?;
+    }
     Ok(())
 }
 

@@ -160,7 +160,15 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
     assert_eq!(
         policies[0],
         [
-            "NAME", "MODE", "REVISION", "NODES", "UPDATED", "READY", "FAILED", "AGE"
+            "NAME",
+            "MODE",
+            "SCHEDULER",
+            "REVISION",
+            "NODES",
+            "UPDATED",
+            "READY",
+            "FAILED",
+            "AGE"
         ]
     );
     assert_eq!(
@@ -168,7 +176,7 @@ fn columns_say_it(cluster: &Cluster<'_>, revision: &str) -> Result<()> {
         ["fleet", "NFTables", revision, "2", "2", "2", "0"]
     );
     let wide = columns(&["get", "ppol", "-o", "wide"])?;
-    assert_eq!(wide[0][8..], ["SELECTED", "MESSAGE"]);
+    assert_eq!(wide[0][9..], ["SELECTED", "MESSAGE"]);
     assert_eq!(wide[1][8], "2");
     assert!(
         wide[1][9..].join(" ").starts_with("2 of 2 nodes ready"),

@@ -12,7 +12,7 @@ use pointsman_e2e::{
     traffic::{Client, Outcome, Protocol, serve},
 };
 
-pointsman_e2e::run_inside!(with a control plane);
+pointsman_e2e::run_inside_with_control_plane!();
 
 const LIMIT: Duration = Duration::from_secs(60);
 

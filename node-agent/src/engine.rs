@@ -14,11 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pointsman_crds::Mode;
+use pointsman_crds::{Mode, Settings};
 use pointsman_dataplane::backend::{Backend, Error};
 use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::leftover::Found;
-use pointsman_dataplane::model::Family;
+use pointsman_dataplane::model::{Family, SchedulerKind};
 use pointsman_dataplane::nftables::probe::Capability;
 use tokio::sync::{mpsc::Receiver, watch};
 
@@ -29,7 +29,7 @@ use crate::settings;
 use crate::source::{Assignment, Event, Kind};
 use crate::state::State;
 use choice::Choice;
-use family::FamilyProxy;
+use family::{FamilyProxy, TornDown};
 use forwarding::Forwarding;
 use leftovers::Leftovers;
 pub use parameters::Parameters;
@@ -38,6 +38,8 @@ pub use parameters::Parameters;
 pub type MakeBackend = Arc<dyn Fn(Mode, Family) -> Result<Box<dyn Backend>, Error> + Send + Sync>;
 /// Asks the kernel whether it can do what mode NFTables needs, in a family.
 pub type Probe = Arc<dyn Fn(Family) -> Capability + Send + Sync>;
+/// Asks the kernel whether it can do what mode IPVS needs, with a scheduler, in a family.
+pub type ProbeIpvs = Arc<dyn Fn(Family, SchedulerKind) -> Capability + Send + Sync>;
 
 /// Looks for rules that a kube-proxy has in the kernel, in these families.
 pub type LookForLeftovers = Box<dyn FnMut(&[Family]) -> Found + Send>;
@@ -48,6 +50,10 @@ pub struct Kernel {
     pub make_backend: MakeBackend,
     /// Asked while `Auto` has no final answer.
     pub probe: Probe,
+    /// Asked where the policy leaves the mode open and names a scheduler.
+    pub probe_ipvs: ProbeIpvs,
+    /// Whether there may be something of mode IPVS in the kernel.
+    pub has_ipvs: Box<dyn Fn() -> bool + Send>,
     /// Its release, as `uname -r` prints it.
     pub release: String,
     /// Asked from time to time, and when somebody changed tables that kube-proxy has rules in.
@@ -89,8 +95,8 @@ pub struct Engine {
     cleaner: Cleaner,
     leftovers: Leftovers,
     kernel: Kernel,
-    /// What `Auto` is, once it was asked for.
-    auto: Option<Choice>,
+    /// What `Auto` is, once it was asked for, with a scheduler or without.
+    auto: Option<(Option<SchedulerKind>, Choice)>,
     log_level: LogLevel,
     metrics: Arc<Metrics>,
     state: watch::Sender<State>,
@@ -234,9 +240,11 @@ impl Engine {
 
     fn next_deadline(&self) -> Option<Instant> {
         let retries = self.families.iter().filter_map(FamilyProxy::retry_at);
+        let tended = self.families.iter().filter_map(FamilyProxy::tend_at);
         let unwritten = self.forwarding.has_changes() || self.forwarding.has_diff();
         let gathered = if unwritten { self.gathering_until() } else { None };
         retries
+            .chain(tended)
             .chain(self.timers.next_check)
             .chain(self.timers.teardown_at)
             .chain(self.timers.retire_at)
@@ -289,7 +297,7 @@ impl Engine {
         if self.timers.choose_at.is_some_and(|at| at <= now)
             && let Some(active) = self.active.clone()
         {
-            self.run_in(active.settings.mode, &active.policy);
+            self.run_in(&active.settings, &active.policy);
         }
         let waits = self.gathering_until().is_some_and(|until| until > now);
         if self.forwarding.has_changes() && !waits {
@@ -299,6 +307,9 @@ impl Engine {
         }
         self.metrics.objects_pending(self.forwarding.pending());
         self.write(now);
+        for family in &mut self.families {
+            family.tend(now, &self.metrics);
+        }
         if !self.retiring.is_empty() {
             self.retire(now);
         }
@@ -325,14 +336,14 @@ impl Engine {
         };
         self.rejected = None;
         self.timers.teardown_at = None;
-        self.run_in(settings.mode, &assignment.policy);
+        self.run_in(settings, &assignment.policy);
         let verbosity = settings.log_verbosity;
         // What /debug/flags/v said stays until a policy says something else.
         let other = |active: &Arc<Assignment>| active.settings.log_verbosity != verbosity;
         if self.active.as_ref().is_none_or(other) {
             self.log_level.set(verbosity);
         }
-        self.parameters.apply(settings);
+        self.parameters.apply(settings, &self.modes());
         let changed = self
             .active
             .as_ref()
@@ -354,8 +365,8 @@ impl Engine {
     }
 
     /// Goes over to the mode that was asked for, if it is not the one that runs.
-    fn run_in(&mut self, asked: Mode, policy: &str) {
-        let mode = self.choose(asked);
+    fn run_in(&mut self, settings: &Settings, policy: &str) {
+        let mode = self.choose(settings);
         if self.mode.as_ref().map(|(mode, _)| *mode) != Some(mode.0) || self.families.is_empty() {
             tracing::info!(policy, mode = %mode.0, "forwarding in this mode");
             let families = self.make_families(mode.0);
@@ -374,25 +385,61 @@ impl Engine {
         self.mode = Some(mode);
     }
 
-    /// The mode that runs for the one that was asked for, and why when the agent chose it.
-    fn choose(&mut self, asked: Mode) -> (Mode, Option<String>) {
-        self.timers.choose_at = None;
-        if asked != Mode::Auto {
-            return (asked, None);
-        }
-        let known = self.auto.take();
-        let choice = match known {
-            Some(Choice::Final(mode, why)) => Choice::Final(mode, why),
-            _ => {
-                let probe = |family| (family, (self.kernel.probe)(family));
-                let answers: Vec<_> = families().into_iter().map(probe).collect();
-                choice::choose(&answers, &self.kernel.release)
-            }
+    /// The modes that need kernel parameters: the one that runs, and one that still has something in the kernel.
+    fn modes(&self) -> Vec<Mode> {
+        let mut modes: Vec<Mode> = self.mode.iter().map(|(mode, _)| *mode).collect();
+        let left = self.retiring.iter().filter(|old| match old.has_something() {
+            Some(has) => has,
+            // An earlier agent may have begun to go over to another mode.
+            None => old.mode() == Mode::IPVS && (self.kernel.has_ipvs)(),
+        });
+        modes.extend(left.map(FamilyProxy::mode));
+        modes
+    }
+
+    /// Makes backends that are to write everything, which loads what the kernel has in modules, and sets the parameters that
+    /// there are only then.
+    fn prepare(&mut self, now: Instant) {
+        let Some(active) = self.active.clone() else {
+            return;
         };
-        if matches!(choice, Choice::ForNow(_)) {
+        let due = self.families.iter_mut().filter(|family| family.is_due(now));
+        if due.map(FamilyProxy::prepare).count() > 0 {
+            let modes = self.modes();
+            self.parameters.apply(&active.settings, &modes);
+        }
+    }
+
+    /// How long what is left of a mode waits for its connections.
+    fn patience(&self) -> Option<Duration> {
+        let graceful = self.active.as_ref()?.settings.ipvs.graceful_seconds?;
+        u64::try_from(graceful).ok().map(Duration::from_secs)
+    }
+
+    /// The mode that runs for the one that was asked for, and why when the agent chose it.
+    fn choose(&mut self, settings: &Settings) -> (Mode, Option<String>) {
+        self.timers.choose_at = None;
+        if settings.mode != Mode::Auto {
+            return (settings.mode, None);
+        }
+        // One that does not exist was refused by `settings::check`.
+        let scheduler = settings.scheduler.as_deref();
+        let scheduler: Option<SchedulerKind> = scheduler.and_then(|name| name.parse().ok());
+        let choice = match self.auto.take() {
+            Some((of, choice @ Choice::Final(..))) if of == scheduler => choice,
+            _ => choice::choose(
+                scheduler,
+                |family, kind| (self.kernel.probe_ipvs)(family, kind),
+                |family| (self.kernel.probe)(family),
+                &families(),
+                &self.kernel.release,
+            ),
+        };
+        if matches!(choice, Choice::ForNow(..)) {
             self.timers.choose_at = Some(Instant::now() + CHOICE_RETRY);
         }
-        self.auto.insert(choice).mode()
+        let (_, choice) = self.auto.insert((scheduler, choice));
+        choice.mode()
     }
 
     fn make_families(&self, mode: Mode) -> Vec<FamilyProxy> {
@@ -424,11 +471,18 @@ impl Engine {
                 .flat_map(|mode| self.make_families(mode))
                 .collect();
         }
-        self.families.retain_mut(|family| !family.tear_down());
+        let mut drains = false;
+        self.families.retain_mut(|family| {
+            let torn_down = family.tear_down(None);
+            drains |= torn_down == TornDown::Draining;
+            torn_down != TornDown::Whole
+        });
         if !self.families.is_empty() {
             self.timers.teardown_at = Some(now + TEARDOWN_RETRY);
         }
-        self.parameters.restore();
+        if !drains {
+            self.parameters.restore();
+        }
         self.cleaner.forget();
         self.forwarding.clear();
     }
@@ -439,24 +493,36 @@ impl Engine {
         if self.timers.retire_at.is_some_and(|at| at > now) {
             return;
         }
+        let patience = self.patience();
         let families = &self.families;
         let has_taken_over = |of: Family| {
             families
                 .iter()
                 .any(|family| family.family() == of && family.is_settled())
         };
-        let mut failed = false;
+        let (mut stays_some, mut drained) = (false, false);
         self.retiring.retain_mut(|old| {
-            let stays = !has_taken_over(old.family()) || !old.tear_down();
-            failed |= stays && has_taken_over(old.family());
+            if !has_taken_over(old.family()) {
+                return true;
+            }
+            let drains = old.has_something() == Some(true);
+            let stays = old.tear_down(patience) != TornDown::Whole;
+            stays_some |= stays;
+            drained |= drains && !stays;
             stays
         });
-        self.timers.retire_at = failed.then(|| now + TEARDOWN_RETRY);
+        self.timers.retire_at = stays_some.then(|| now + TEARDOWN_RETRY);
+        if drained && let Some(active) = self.active.clone() {
+            // What only the old mode needed.
+            let modes = self.modes();
+            self.parameters.apply(&active.settings, &modes);
+        }
     }
 
     /// Writes the table's changes to the kernel, each family by itself.
     fn write(&mut self, now: Instant) {
         if self.forwarding.has_diff() || self.families.iter().any(|family| family.is_due(now)) {
+            self.prepare(now);
             let diff = self.forwarding.take_diff();
             let table = self.forwarding.table();
             self.cleaner.changing(table, &diff);
@@ -519,7 +585,8 @@ impl Engine {
             self.timers.pending_since.get_or_insert(began);
         }
         if let Some(active) = &self.active {
-            self.parameters.apply(&active.settings);
+            let modes = self.modes();
+            self.parameters.apply(&active.settings, &modes);
         }
         self.schedule_check(began.elapsed());
     }
@@ -566,6 +633,7 @@ impl Engine {
             mode: self.mode.clone(),
             applied_revision,
             families: self.families.iter().map(FamilyProxy::state).collect(),
+            lacking: self.families.iter().flat_map(FamilyProxy::lacking).collect(),
             services: self.forwarding.table().service_count(),
             endpoints: self.forwarding.table().endpoint_count(),
             direct_access: self.forwarding.table().direct_access_count(),
@@ -597,7 +665,7 @@ fn tell_cleaner(cleaner: &Cleaner, forwarding: &Forwarding, family: Family, writ
 }
 
 /// The modes that there are backends for.
-const MODES: [Mode; 2] = [Mode::NFTables, Mode::IPTables];
+const MODES: [Mode; 3] = [Mode::NFTables, Mode::IPTables, Mode::IPVS];
 
 /// The families that a backend is made for: IPv6 only where the kernel has it.
 #[must_use]

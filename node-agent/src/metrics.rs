@@ -48,6 +48,7 @@ pub struct Metrics {
     objects_written: Labelled<IpFamily, Counter>,
     bytes_written: Labelled<IpFamily, Counter>,
     drifts: Labelled<IpFamily, Counter>,
+    ipvs_failures: Labelled<IpFamily, Counter>,
     leftovers: Labelled<IpFamily, Gauge>,
     watch_failures: Labelled<Watched, Counter>,
     status_writes: Counter,
@@ -67,6 +68,7 @@ impl Default for Metrics {
             objects_written: Labelled::default(),
             bytes_written: Labelled::default(),
             drifts: Labelled::default(),
+            ipvs_failures: Labelled::default(),
             leftovers: Labelled::default(),
             watch_failures: Labelled::default(),
             status_writes: Counter::default(),
@@ -92,6 +94,11 @@ impl Metrics {
             "kernel_bytes_written",
             "Bytes handed to the kernel or its tools",
             self.bytes_written.clone(),
+        );
+        own.register(
+            "ipvs_sync_failures",
+            "Writes of mode IPVS that the kernel did not take",
+            self.ipvs_failures.clone(),
         );
         own.register(
             "drifts",
@@ -217,6 +224,7 @@ impl Metrics {
     pub fn failed(&self, mode: Mode, kind: SyncKind, family: Family) {
         let failures = match (mode, kind) {
             (Mode::NFTables, _) => &self.proxy.nftables_failures,
+            (Mode::IPVS, _) => &self.ipvs_failures,
             (_, SyncKind::Full) => &self.proxy.restore_failures,
             (_, SyncKind::Partial) => &self.proxy.partial_failures,
         };

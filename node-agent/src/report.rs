@@ -8,7 +8,8 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource as _};
 use pointsman_api_client::chain;
 use pointsman_crds::conditions::{
-    self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, LEFTOVER_RULES, Observation, SYSCTLS_APPLIED,
+    self, APPLIED, DRIFTED, HEALTHY, INPUTS_VALID, KERNEL_COMPLETE, LEFTOVER_RULES, Observation,
+    SYSCTLS_APPLIED,
 };
 use pointsman_crds::{Mode, NodeProxy, NodeProxyStatus};
 use pointsman_dataplane::leftover::{Leftover, Place};
@@ -147,6 +148,7 @@ fn observe(state: &State) -> Vec<Observation> {
         healthy(state),
         drifted(state),
         leftover(state),
+        kernel(state),
         sysctls(state),
         inputs(state),
     ]
@@ -179,10 +181,14 @@ fn applied(state: &State) -> Observation {
             _ => None,
         });
         // Why the node does not run the mode that Auto prefers.
+        let names_scheduler = |state: &State| {
+            let assignment = state.assignment.as_ref();
+            assignment.is_some_and(|assignment| assignment.settings.scheduler.is_some())
+        };
         let why = state
             .mode
             .as_ref()
-            .filter(|(mode, _)| *mode == Mode::IPTables)
+            .filter(|(mode, _)| *mode == Mode::IPTables || names_scheduler(state))
             .and_then(|(_, why)| why.as_ref())
             .map(|why| format!(" ({why})"))
             .unwrap_or_default();
@@ -289,6 +295,25 @@ fn leftover(state: &State) -> Observation {
         removals.join(", ")
     );
     Observation::new(LEFTOVER_RULES, true, reason, message)
+}
+
+fn kernel(state: &State) -> Observation {
+    if !state.lacking.is_empty() {
+        return Observation::new(KERNEL_COMPLETE, false, "Missing", state.lacking.join("; "));
+    }
+    match state.is_programmed() {
+        true => Observation::new(
+            KERNEL_COMPLETE,
+            true,
+            "Complete",
+            "the kernel has everything that the mode, the policy and Services ask for",
+        ),
+        false => Observation::unknown(
+            KERNEL_COMPLETE,
+            "Starting",
+            "nothing was written to the kernel yet",
+        ),
+    }
 }
 
 fn sysctls(state: &State) -> Observation {

@@ -12,6 +12,7 @@ use pointsman_crds::Mode;
 use pointsman_dataplane::backend::{Backend, Error};
 use pointsman_dataplane::conntrack::Cleaner;
 use pointsman_dataplane::iptables::{Iptables, Programs};
+use pointsman_dataplane::ipvs::{self, Ipvs};
 use pointsman_dataplane::leftover::Search;
 use pointsman_dataplane::model::Family;
 use pointsman_dataplane::nftables::{Nftables, probe::probe};
@@ -64,6 +65,11 @@ pub fn run(args: Args, log_level: LogLevel) -> Result<()> {
 fn backend(mode: Mode, family: Family) -> Result<Box<dyn Backend>, Error> {
     match mode {
         Mode::NFTables => Ok(Box::new(Nftables::new(family))),
+        Mode::IPVS => {
+            // Has the kernel load it, before its parameters are set.
+            ipvs::probe::load()?;
+            Ok(Box::new(Ipvs::new(family)))
+        }
         Mode::Auto | Mode::IPTables => Ok(Box::new(Iptables::new(family, Programs::find(family, None))?)),
     }
 }
@@ -73,7 +79,7 @@ fn clean_up(args: &Args) -> Result<()> {
     let mut left = Vec::new();
     for family in families() {
         let cleaned = Iptables::new(family, Programs::find(family, None)).and_then(|mut iptables| {
-            iptables.teardown()?;
+            iptables.teardown(None)?;
             iptables.remove_grace_rule()
         });
         if let Err(Error::MissingProgram { program, .. }) = &cleaned {
@@ -81,6 +87,10 @@ fn clean_up(args: &Args) -> Result<()> {
             tracing::warn!(%family, program, "is not there: rules that an agent in mode IPTables left are not looked for");
         } else if let Err(error) = cleaned {
             left.push(format!("{family}: {error}"));
+        }
+        match Ipvs::new(family).remove_all() {
+            Ok(()) | Err(Error::MissingKernelFeature { .. }) => (),
+            Err(error) => left.push(format!("{family}: {error}")),
         }
         match Nftables::new(family).remove_all() {
             Ok(()) | Err(Error::MissingKernelFeature { .. }) => (),
@@ -173,6 +183,8 @@ async fn serve(args: Args, log_level: LogLevel) -> Result<()> {
         Kernel {
             make_backend: Arc::new(backend),
             probe: Arc::new(probe),
+            probe_ipvs: Arc::new(ipvs::probe::probe),
+            has_ipvs: Box::new(ipvs::probe::is_there),
             release: kernel_release().unwrap_or_default(),
             look_for_leftovers: Box::new(move |families| leftovers.look(families)),
         },

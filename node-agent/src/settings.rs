@@ -35,10 +35,20 @@ pub enum SettingsError {
         /// What it may say.
         range: &'static str,
     },
+    /// No scheduler, or flags that it has not got.
+    #[error("scheduler and ipvs.schedulerFlags: {0}: mend the policy")]
+    Scheduler(#[from] model::BadScheduler),
+    /// Flags without a scheduler.
+    #[error("ipvs.schedulerFlags goes with scheduler sh or mh: mend the policy")]
+    FlagsAlone,
     /// A kernel parameter that is not on the allow-list.
     #[error("sysctls has {0:?}, which no policy may set: remove it")]
     Sysctl(String),
 }
+
+/// The kernel takes a timeout of IPVS if it can count it in ticks, of which it has up to 1,000 a second
+/// (`ip_vs_set_timeout`).
+const LONGEST_SECONDS: i32 = i32::MAX / 1000;
 
 /// The part of the settings that decides where packets go.
 ///
@@ -64,6 +74,33 @@ pub fn forwarding(settings: &api::Settings) -> Result<model::Settings, SettingsE
         node_port_addresses,
         accept_invalid: settings.conntrack.tcp_be_liberal.unwrap_or(false),
         reset_removed: settings.conntrack.reset_removed_endpoints.unwrap_or(false),
+        ipvs: ipvs(settings)?,
+    })
+}
+
+fn ipvs(settings: &api::Settings) -> Result<model::IpvsSettings, SettingsError> {
+    let ipvs = &settings.ipvs;
+    let flags = ipvs.scheduler_flags.iter().map(|flag| flag.as_str());
+    let scheduler = match &settings.scheduler {
+        Some(name) => model::Scheduler::parse(name, flags)?,
+        None if ipvs.scheduler_flags.is_empty() => model::Scheduler::default(),
+        None => return Err(SettingsError::FlagsAlone),
+    };
+    let seconds = |field, value: Option<i32>, least: i32, range| {
+        let Some(value) = value else { return Ok(None) };
+        let within = (least..=LONGEST_SECONDS).contains(&value);
+        let seconds = u32::try_from(value).ok().filter(|_| within);
+        seconds
+            .map(Some)
+            .ok_or(SettingsError::Range { field, value, range })
+    };
+    let timeout = |field, value| seconds(field, value, 1, "1 to 2147483");
+    Ok(model::IpvsSettings {
+        scheduler,
+        tcp_timeout: timeout("ipvs.tcpTimeoutSeconds", ipvs.tcp_timeout_seconds)?,
+        tcp_fin_timeout: timeout("ipvs.tcpFinTimeoutSeconds", ipvs.tcp_fin_timeout_seconds)?,
+        udp_timeout: timeout("ipvs.udpTimeoutSeconds", ipvs.udp_timeout_seconds)?,
+        graceful: seconds("ipvs.gracefulSeconds", ipvs.graceful_seconds, 0, "0 to 2147483")?,
     })
 }
 
@@ -193,6 +230,74 @@ mod tests {
         assert_eq!(
             forwarding.node_port_addresses,
             [model::NodePortAddresses::Primary]
+        );
+    }
+
+    #[test]
+    fn what_mode_ipvs_is_told() {
+        let told = |scheduler: Option<&str>, ipvs: api::Ipvs| {
+            forwarding(&settings(|s| {
+                s.scheduler = scheduler.map(str::to_owned);
+                s.ipvs = Some(ipvs);
+            }))
+            .map(|forwarding| forwarding.ipvs)
+        };
+        assert_eq!(
+            told(None, api::Ipvs::default()),
+            Ok(model::IpvsSettings::default()),
+            "round robin, and what the kernel has"
+        );
+        let flags = vec![api::SchedulerFlag::Port, api::SchedulerFlag::Fallback];
+        let all = api::Ipvs {
+            scheduler_flags: flags.clone(),
+            strict_arp: true,
+            tcp_timeout_seconds: Some(1),
+            tcp_fin_timeout_seconds: Some(30),
+            udp_timeout_seconds: Some(2_147_483),
+            graceful_seconds: Some(0),
+        };
+        let found = told(Some("mh"), all).unwrap();
+        assert_eq!(found.scheduler.to_string(), "mh (fallback,port)");
+        assert_eq!(
+            (
+                found.tcp_timeout,
+                found.tcp_fin_timeout,
+                found.udp_timeout,
+                found.graceful
+            ),
+            (Some(1), Some(30), Some(2_147_483), Some(0))
+        );
+        let flagged = || api::Ipvs {
+            scheduler_flags: flags.clone(),
+            ..Default::default()
+        };
+        let refused = |scheduler, ipvs| told(scheduler, ipvs).unwrap_err().to_string();
+        assert!(
+            refused(Some("wlcc"), api::Ipvs::default())
+                .contains("there is no scheduler \"wlcc\", only rr, wrr,")
+        );
+        assert!(refused(Some("wlc"), flagged()).contains("scheduler wlc has no flag \"Port\""));
+        assert_eq!(told(None, flagged()), Err(SettingsError::FlagsAlone));
+        for (field, too_small) in [
+            ("tcpTimeoutSeconds", 0),
+            ("tcpFinTimeoutSeconds", 0),
+            ("udpTimeoutSeconds", 0),
+            ("gracefulSeconds", -1),
+        ] {
+            for value in [too_small, 2_147_484] {
+                let ipvs = serde_json::from_value(serde_json::json!({ field: value })).unwrap();
+                let said = refused(None, ipvs);
+                let expected = format!("ipvs.{field} is {value}, which is out of its range");
+                assert!(said.starts_with(&expected), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_api_and_the_data_plane_know_the_same_schedulers() {
+        assert_eq!(
+            api::SCHEDULERS,
+            model::SchedulerKind::ALL.map(model::SchedulerKind::as_str)
         );
     }
 

@@ -23,6 +23,8 @@ pub struct State {
     pub applied_revision: Option<String>,
     /// How each family goes.
     pub families: Vec<FamilyState>,
+    /// What the kernel has not got, each with what is done instead and what to install.
+    pub lacking: Vec<String>,
     /// Services in the table.
     pub services: usize,
     /// Endpoints in the table.
@@ -67,6 +69,8 @@ pub enum Outcome {
     Failed(String),
     /// The kernel cannot forward this family, and no Service asks for it.
     Unneeded(String),
+    /// It is taken down, and connections that began with it still need a part of it.
+    Draining,
 }
 
 impl State {

@@ -11,14 +11,17 @@ use crate::{INSIDE, machine};
 ///
 /// The line runs before `main`, which libtest has taken. Outside it replaces the process by this crate's own program
 /// (`test-kernel`), which boots the kernel, runs the binary in it with the same arguments and environment, and ends as it ends.
-/// `run_inside!("/a/program", ["argument"])` takes another program for that, which is given these arguments, `--`, and the command.
+///
+/// Packages of this workspace whose programs the tests run are named, so that they are built before: in the kernel there is
+/// neither the memory nor the processors to. `run_inside!(by "/a/program")` takes another program than `test-kernel`, which is given
+/// the command behind `--`.
 #[macro_export]
 macro_rules! run_inside {
-    () => {
-        $crate::run_inside!(@ $crate::within::enter());
+    (by $program:expr) => {
+        $crate::run_inside!(@ $crate::within::enter_by($program));
     };
-    ($program:expr, [$($argument:expr),* $(,)?]) => {
-        $crate::run_inside!(@ $crate::within::enter_by($program, &[$($argument),*]));
+    ($($package:literal),*) => {
+        $crate::run_inside!(@ $crate::within::enter(&[$($package),*]));
     };
     (@ $enter:expr) => {
         #[allow(
@@ -43,13 +46,16 @@ pub fn is_inside() -> bool {
 }
 
 /// What [`run_inside!`](crate::run_inside) does. Returns inside and where there is nothing to run.
-pub fn enter() {
-    enter_with(|| leave(&machine::command_line()?, &[]));
+pub fn enter(packages: &[&str]) {
+    enter_with(|| {
+        let build = packages.iter().flat_map(|package| ["--build", *package]);
+        leave(&machine::command_line()?, build)
+    });
 }
 
 /// The same by another program.
-pub fn enter_by(program: &str, arguments: &[&str]) {
-    enter_with(|| leave(Path::new(program), arguments));
+pub fn enter_by(program: &str) {
+    enter_with(|| leave(Path::new(program), []));
 }
 
 fn enter_with(leave: impl FnOnce() -> Result<()>) {
@@ -75,7 +81,7 @@ fn has_ipvs() -> Result<()> {
     Ok(())
 }
 
-fn leave(program: &Path, arguments: &[&str]) -> Result<()> {
+fn leave<'a>(program: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let error = Command::new(program)
         .args(arguments)
         .arg("--")

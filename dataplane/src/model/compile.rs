@@ -181,7 +181,7 @@ impl Place<'_> {
                 return None;
             }
             let key = self.pool(policy);
-            let affinity = self.service.affinity;
+            let (affinity, scheduler) = (self.service.affinity, self.service.scheduler);
             // Two ports of one name, which a file can have, share it.
             if compiled.pools.iter().all(|(other, _)| *other != key) {
                 let draining = match self.port.protocol {
@@ -192,6 +192,7 @@ impl Place<'_> {
                 let pool = Pool {
                     endpoints,
                     affinity,
+                    scheduler,
                     draining,
                 };
                 compiled.pools.push((key.clone(), pool));

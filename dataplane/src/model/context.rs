@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::names::Family;
+use super::scheduler::Scheduler;
 
 /// The part of the policy that decides where packets go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,23 @@ pub struct Settings {
     pub accept_invalid: bool,
     /// Whether TCP connections end whose endpoint is gone; only then [`super::Compiled::existing`] is filled in.
     pub reset_removed: bool,
+    /// What mode IPVS is told.
+    pub ipvs: IpvsSettings,
+}
+
+/// What mode IPVS is told. Times are in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IpvsSettings {
+    /// How the connections of a pool are spread whose Service says nothing ([`super::Pool::scheduler`]).
+    pub scheduler: Scheduler,
+    /// How long an idle TCP connection is remembered; none: as the kernel has it.
+    pub tcp_timeout: Option<u32>,
+    /// How long a TCP connection is remembered after a FIN; none: as the kernel has it.
+    pub tcp_fin_timeout: Option<u32>,
+    /// How long an idle UDP flow is remembered; none: as the kernel has it.
+    pub udp_timeout: Option<u32>,
+    /// How long an endpoint that left its pool stays for the connections that it has; none: until the last one ended.
+    pub graceful: Option<u32>,
 }
 
 /// How pod traffic is told from other traffic.
@@ -104,6 +122,32 @@ impl Context {
         !self.is_excluded(address) && self.service_cidrs.iter().any(|range| range.contains(&address))
     }
 
+    /// The ranges that ClusterIPs of a family are allocated from, without what the policy leaves alone: no two overlap.
+    #[must_use]
+    pub fn service_ranges(&self, family: Family) -> Vec<IpNet> {
+        let excluded = &self.settings.exclude_cidrs;
+        let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+        let mut ranges = Vec::new();
+        let mut rest: Vec<IpNet> = self
+            .service_cidrs
+            .iter()
+            .filter(of_family)
+            .map(IpNet::trunc)
+            .collect();
+        while let Some(range) = rest.pop() {
+            if excluded.iter().any(|other| other.contains(&range)) {
+                continue;
+            }
+            match range.subnets(range.prefix_len() + 1) {
+                Ok(halves) if excluded.iter().any(|other| range.contains(other)) => rest.extend(halves),
+                _ => ranges.push(range),
+            }
+        }
+        let mut ranges = IpNet::aggregate(&ranges);
+        ranges.sort_unstable();
+        ranges
+    }
+
     /// How this node's pods are recognised.
     #[must_use]
     pub fn local_traffic(&self, family: Family) -> LocalTraffic {
@@ -150,5 +194,57 @@ impl Context {
         chosen.sort_unstable();
         chosen.dedup();
         chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::context;
+    use super::*;
+
+    fn ranges(cidrs: &[&str], excluded: &[&str], family: Family) -> Vec<String> {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let mut context = context();
+        context.service_cidrs = parse(cidrs);
+        context.settings.exclude_cidrs = parse(excluded);
+        let ranges = context.service_ranges(family);
+        ranges.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn service_ranges_are_what_is_not_excluded() {
+        use Family::{V4, V6};
+        let both = ["10.96.0.0/16", "fd00:96::/112"];
+        assert_eq!(ranges(&both, &[], V4), ["10.96.0.0/16"]);
+        assert_eq!(ranges(&both, &["10.96.0.0/16"], V6), ["fd00:96::/112"]);
+        assert_eq!(ranges(&both, &["10.0.0.0/8"], V4), [""; 0]);
+        assert_eq!(
+            ranges(&["10.96.0.0/30"], &["10.96.0.1/32"], V4),
+            ["10.96.0.0/32", "10.96.0.2/31"]
+        );
+        assert_eq!(
+            ranges(
+                &["10.96.0.0/16"],
+                &["10.96.128.0/17", "10.96.0.0/18", "10.97.0.0/16"],
+                V4
+            ),
+            ["10.96.64.0/18"]
+        );
+        // Written with bits behind the prefix, and overlapping.
+        assert_eq!(
+            ranges(&["10.96.1.1/16", "10.96.7.0/24"], &["0.0.0.0/32"], V4),
+            ["10.96.0.0/16"]
+        );
+        assert_eq!(ranges(&["10.96.0.0/16"], &["0.0.0.0/0"], V4), [""; 0]);
+    }
+
+    #[test]
+    fn an_excluded_address_splits_a_large_range_into_few() {
+        let left = ranges(&["fd00:96::/64"], &["fd00:96::1/128"], Family::V6);
+        assert_eq!(left.len(), 64);
+        assert!(!left.iter().any(|range| {
+            let range: IpNet = range.parse().unwrap();
+            range.contains(&"fd00:96::1".parse::<IpAddr>().unwrap())
+        }));
     }
 }

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::input::TrafficPolicy;
 use super::names::{Family, IpPort, Protocol, ServicePortName};
+use super::scheduler::Scheduler;
 
 /// What a packet must be addressed to for a frontend to take it. At most one frontend has a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -173,6 +174,9 @@ pub struct Pool {
     /// How long a client keeps its endpoint after its last new connection, in seconds. What is remembered belongs to
     /// the Service port: both of its pools share it.
     pub affinity: Option<u32>,
+    /// How mode IPVS spreads connections, where the Service says it; otherwise as the policy does
+    /// ([`super::IpvsSettings::scheduler`]).
+    pub scheduler: Option<Scheduler>,
     /// UDP only, sorted: endpoints that get no new flows because they terminate or have weight 0, but still serve those
     /// that they have.
     pub draining: Box<[IpPort]>,

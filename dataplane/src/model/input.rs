@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::names::{Family, Protocol, ServiceName};
+use super::scheduler::Scheduler;
 use super::weight::{Weight, Weights};
 
 /// A Service that a proxy forwards: not headless, not an ExternalName.
@@ -39,6 +40,9 @@ pub struct Service {
     pub direct_access: bool,
     /// Annotation `pointsman.dev/weights`.
     pub weights: Weights,
+    /// Annotations `pointsman.dev/scheduler` and `pointsman.dev/scheduler-flags`: how mode IPVS spreads connections; none
+    /// where the policy says it.
+    pub scheduler: Option<Scheduler>,
 }
 
 /// Which endpoints a frontend may use (KEP-2086 and `spec.externalTrafficPolicy`).

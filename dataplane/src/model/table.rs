@@ -451,6 +451,9 @@ fn pool_digest(key: &PoolKey, pool: &Pool) -> u128 {
         "pool {:?} {} {:?} {:?}",
         key.owner, key.family, key.policy, pool.affinity
     );
+    if let Some(scheduler) = pool.scheduler {
+        text.push_str(&format!(" {scheduler}"));
+    }
     for endpoint in &pool.endpoints {
         text.push(' ');
         text.push_str(&endpoint.address.to_string());

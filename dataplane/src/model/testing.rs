@@ -30,6 +30,7 @@ pub(super) fn service(name: &str, cluster_ips: &[&str]) -> Service {
         health_check_port: None,
         direct_access: false,
         weights: Weights::default(),
+        scheduler: None,
     }
 }
 

@@ -21,6 +21,8 @@ pub const NLM_F_ACK: u16 = 0x4;
 pub const NLM_F_DUMP_INTR: u16 = 0x10;
 /// Flags of a request for everything there is (`NLM_F_ROOT | NLM_F_MATCH`).
 pub const NLM_F_DUMP: u16 = 0x300;
+/// The request puts something in the place of what is there.
+pub const NLM_F_REPLACE: u16 = 0x100;
 /// Flag of a request that must not meet what is there already.
 pub const NLM_F_EXCL: u16 = 0x200;
 /// Flag of a request that makes what is not there.

@@ -130,6 +130,9 @@ impl fmt::Display for ServiceKey {
 pub struct Name([u8; 16]);
 
 impl Name {
+    /// The scheduler that every kernel with IPVS is expected to have.
+    pub const ROUND_ROBIN: Self = Self(*b"rr\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+
     /// A name; none when it is empty, too long, or has a zero in it.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {

@@ -116,6 +116,8 @@ pub enum Change {
     DeleteAddress(u32, IpAddr),
     /// Makes a route that is marked as ours.
     AddRoute(LocalRoute),
+    /// Puts a route in the place of the one that is there to this destination.
+    ReplaceRoute(LocalRoute),
     /// Removes a route that is marked as ours.
     DeleteRoute(LocalRoute),
 }
@@ -126,6 +128,7 @@ impl fmt::Display for Change {
             Self::AddAddress(link, address) => write!(f, "new address {address} of link {link}"),
             Self::DeleteAddress(link, address) => write!(f, "removal of address {address} of link {link}"),
             Self::AddRoute(route) => write!(f, "new local route to {}", route.destination),
+            Self::ReplaceRoute(route) => write!(f, "another local route to {}", route.destination),
             Self::DeleteRoute(route) => write!(f, "removal of the local route to {}", route.destination),
         }
     }

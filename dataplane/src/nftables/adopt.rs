@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::entry::{Class, Entry};
-use super::number::{DROP, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, RESTRICTED, of_class, upper};
+use super::layout::Purpose;
+use super::number::{DROP, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, RESTRICTED, mark_of, of_class, upper};
 use super::pool::{Slot, Slots};
-use super::state::{Change, Full, Known, Restriction, State, Written};
-use crate::model::{Action, Family, ForwardingTable, Frontend, FrontendKey, IpPort, PoolKey};
+use super::state::{Change, ClassInUse, Full, Restriction, State, Written};
+use crate::model::{Action, ForwardingTable, Frontend, FrontendKey, IpPort, PoolKey};
 
 /// The table's elements, by what they are.
 #[derive(Debug, Default)]
@@ -66,21 +67,21 @@ impl Found {
                 self.restricted.insert(number, behind);
             }
             Entry::Source(number, range) => self.sources.entry(number).or_default().push(range),
-            Entry::ClusterIp(_) | Entry::NodeAddress(_) | Entry::Hairpin(_) => (),
+            Entry::Mark(id, _) => {
+                self.ids.insert(id);
+            }
+            Entry::ClusterIp(_) | Entry::NodeAddress(_) | Entry::Hairpin(_) | Entry::Vip(_) => (),
         }
     }
 
     /// The state of a table, made of what was found, and what is to be written for it.
-    pub(super) fn become_table(
-        self,
-        table: &ForwardingTable,
-        family: Family,
-    ) -> Result<(State, Change), Full> {
-        let missing = State::fixed()
-            .into_iter()
+    pub(super) fn become_table(self, table: &ForwardingTable, empty: State) -> Result<(State, Change), Full> {
+        let missing = State::fixed(empty.layout.purpose)
+            .iter()
+            .copied()
             .filter(|entry| !self.entries.contains(entry));
         let missing: Vec<_> = missing.collect();
-        let (mut state, strays) = self.adopt(table, family);
+        let (mut state, strays) = self.adopt(table, empty);
         let mut change = state.become_table(table)?;
         change.stages.switch_in.extend(missing);
         change.stages.remove_strays(strays);
@@ -89,11 +90,11 @@ impl Found {
 
     /// The state that this is, as far as `table` still has a use for it, and the elements that are in no state: they
     /// are to go. What the chains of a class have is not looked at here.
-    fn adopt(mut self, table: &ForwardingTable, family: Family) -> (State, Vec<Entry>) {
-        let mut state = State::new(family);
-        let mut by_class: HashMap<Class, Known> = HashMap::new();
+    fn adopt(mut self, table: &ForwardingTable, mut state: State) -> (State, Vec<Entry>) {
+        let family = state.layout.family;
+        let mut by_class: HashMap<Class, ClassInUse> = HashMap::new();
         for (&number, &class) in self.classes.iter().filter(|(number, _)| **number >= FIRST_CLASS) {
-            by_class.entry(class).or_insert(Known { number, pools: 0 });
+            by_class.entry(class).or_insert(ClassInUse { number, pools: 0 });
         }
         state.classes = by_class;
         let mut taken = HashSet::new();
@@ -125,17 +126,31 @@ impl Found {
                 Box::new(Restriction { behind, sources })
             });
             let effective = behind.unwrap_or(number);
+            let mut outside = 0;
             if effective & EXTERNAL != 0 {
                 // Counted as it would be had this agent written it.
-                let outside = self.outside.get(&(effective & ID)).copied();
-                state.outside.add(effective & ID, outside.unwrap_or(DROP));
+                outside = self.outside.get(&(effective & ID)).copied().unwrap_or(DROP);
+                state.outside.add(effective & ID, outside);
             }
-            state.frontends.insert(*key, Written { number, restriction });
+            self.ids.extend([effective & ID, outside & ID]);
+            let written = Written {
+                number,
+                outside,
+                restriction,
+            };
+            state.adopt_frontend(*key, written);
         }
         state.outside.adopt(std::mem::take(&mut self.outside));
         let mut hairpins = HashMap::new();
+        let (mut marks, mut vips) = (HashMap::new(), HashMap::new());
         for entry in &self.entries {
             match entry {
+                Entry::Mark(id, mark) if *mark == mark_of(family, *id) => {
+                    marks.insert(*id, ());
+                }
+                Entry::Vip(ip) => {
+                    vips.insert(*ip, ());
+                }
                 Entry::Hairpin(ip) => {
                     hairpins.insert(*ip, ());
                 }
@@ -149,6 +164,8 @@ impl Found {
             }
         }
         state.hairpins.adopt(hairpins);
+        state.marks.adopt(marks);
+        state.vips.adopt(vips);
         state.idle = state
             .classes
             .iter()
@@ -200,8 +217,11 @@ impl Found {
         }
     }
 
-    /// A pool's slots, if they are in order and of a class that is.
+    /// A pool's slots, if they are in order and of a class that is. IPVS has them otherwise.
     fn slots(&self, id: u32, state: &State) -> Option<Slots> {
+        if state.layout.purpose == Purpose::Admit {
+            return Some(Slots::new(id));
+        }
         let class = self.classes.get(self.pools.get(&id)?)?;
         let known = state.classes.get(class)?;
         if of_class(known.number, id) != of_class(*self.pools.get(&id)?, id) {

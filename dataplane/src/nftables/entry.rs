@@ -38,6 +38,10 @@ pub(super) enum Map {
     Restricted,
     /// A restriction's sources.
     Sources,
+    /// A pool to the mark by which IPVS knows it.
+    Marks,
+    /// Addresses of Services that are the node's own one by one: their other ports are refused, too.
+    Vips,
     /// Local endpoints, each as source and destination: those that call themselves through a Service.
     Hairpins,
 }
@@ -57,6 +61,8 @@ pub(super) enum Entry {
     Restricted(u32, u32),
     Source(u32, IpNet),
     Hairpin(IpAddr),
+    Mark(u32, u32),
+    Vip(IpAddr),
 }
 
 /// How an endpoint is picked.
@@ -115,12 +121,14 @@ impl Class {
 
 impl Map {
     /// All of them, those before that others refer to.
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Endpoints,
         Self::Members,
         Self::Stable,
         Self::Hairpins,
         Self::Sources,
+        Self::Marks,
+        Self::Vips,
         Self::Classes,
         Self::Pools,
         Self::Outside,
@@ -135,7 +143,7 @@ impl Map {
     pub(super) fn is_first(self) -> bool {
         matches!(
             self,
-            Self::NodeAddresses | Self::ClusterIps | Self::Frontends | Self::NodePorts
+            Self::NodeAddresses | Self::ClusterIps | Self::Vips | Self::Frontends | Self::NodePorts
         )
     }
 
@@ -154,6 +162,8 @@ impl Map {
             Self::Restricted => "restricted",
             Self::Sources => "sources",
             Self::Hairpins => "hairpins",
+            Self::Marks => "marks",
+            Self::Vips => "vips",
         }
     }
 }
@@ -213,6 +223,8 @@ impl Entry {
             Self::Restricted(..) => Map::Restricted,
             Self::Source(..) => Map::Sources,
             Self::Hairpin(_) => Map::Hairpins,
+            Self::Mark(..) => Map::Marks,
+            Self::Vip(_) => Map::Vips,
         }
     }
 
@@ -224,10 +236,15 @@ impl Entry {
             | Self::Pool(_, number)
             | Self::Stable(.., number)
             | Self::Outside(_, number)
-            | Self::Restricted(_, number) => data(*number),
+            | Self::Restricted(_, number)
+            | Self::Mark(_, number) => data(*number),
             Self::Class(_, class) => Some(Value::Verdict(class.verdict())),
             Self::Endpoint(.., address) | Self::Member(_, address) => Some(Value::Data(socket(*address))),
-            Self::ClusterIp(_) | Self::NodeAddress(_) | Self::Source(..) | Self::Hairpin(_) => None,
+            Self::ClusterIp(_)
+            | Self::NodeAddress(_)
+            | Self::Source(..)
+            | Self::Hairpin(_)
+            | Self::Vip(_) => None,
         };
         Element { value, ..self.key() }
     }
@@ -244,12 +261,15 @@ impl Entry {
                 key.extend([protocol_number(frontend.protocol), 0, 0, 0]);
                 put_port(&mut key, frontend.port);
             }
-            Self::ClusterIp(address) | Self::NodeAddress(address) => put_address(&mut key, *address),
+            Self::ClusterIp(address) | Self::NodeAddress(address) | Self::Vip(address) => {
+                put_address(&mut key, *address)
+            }
             Self::Class(class, _) => key.extend((u32::from(*class) << 20).to_ne_bytes()),
             Self::Pool(number, _)
             | Self::Outside(number, _)
             | Self::Restricted(number, _)
-            | Self::Member(number, _) => {
+            | Self::Member(number, _)
+            | Self::Mark(number, _) => {
                 key.extend(number.to_ne_bytes());
             }
             Self::Endpoint(pool, slot, _) | Self::Stable(pool, slot, _) => {
@@ -327,6 +347,8 @@ impl Entry {
                 Self::Source(restriction, range(first, end.address(family)?)?)
             }
             Map::Hairpins => Self::Hairpin(key.address(family)?),
+            Map::Vips => Self::Vip(key.address(family)?),
+            Map::Marks => Self::Mark(key.number()?, number()?),
         };
         // What is not written in just this way is not ours.
         (entry.element().key == element.key).then_some(entry)

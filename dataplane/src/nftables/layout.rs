@@ -2,23 +2,91 @@
 
 use ipnet::IpNet;
 
+use super::admit;
 use super::entry::Map;
-use super::number::{CLASS, EXTERNAL, ID, MASQUERADE, MASQUERADE_NON_LOCAL, RESTRICTED};
+use super::number::{
+    ADMITTED, CLASS, EXTERNAL, ID, MASQUERADE, MASQUERADE_NON_LOCAL, OWN_SOURCE, RESTRICTED,
+};
 use super::words::{
     Header, MARK, R0, Rule, back, counted_drop, ending, goto, has_flag, jump, load, load_number, look_up,
-    mark, number, pods, replace_number, within,
+    mark, number, pods, replace_number, set_flag, within,
 };
 use crate::backend::{FORGOTTEN, INVALID, MISSES};
 use crate::model::{Context, Family, LocalTraffic, NodePortAddresses};
 use crate::netlink::expression::{Base, Ct, Expression as E, FibAddress, Meta, Refusal, Verdict};
 use crate::netlink::nftables::{Hook, TableName};
 
-/// The name of the table, in both families.
-pub(super) const TABLE: &str = "pointsman";
-/// The table that stands in while the other one is replaced.
-pub(super) const DEPUTY: &str = "pointsman-deputy";
-/// The table's named counters.
-pub(super) const COUNTERS: [&str; 3] = [MISSES, FORGOTTEN, INVALID];
+/// What becomes of a packet that a frontend takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Purpose {
+    /// An endpoint is picked and the destination translated: mode NFTables.
+    Translate,
+    /// It goes on to IPVS, which balances it: mode IPVS.
+    Admit,
+}
+
+/// Which table: its purpose and family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Layout {
+    pub(super) purpose: Purpose,
+    pub(super) family: Family,
+}
+
+impl Layout {
+    /// The table's name, in both families.
+    pub(super) fn name(self) -> &'static str {
+        match self.purpose {
+            Purpose::Translate => "pointsman",
+            Purpose::Admit => "pointsman-ipvs",
+        }
+    }
+
+    /// The name of the table that stands in while the other one is replaced.
+    pub(super) fn deputy_name(self) -> &'static str {
+        match self.purpose {
+            Purpose::Translate => "pointsman-deputy",
+            Purpose::Admit => "pointsman-ipvs-deputy",
+        }
+    }
+
+    pub(super) fn table(self) -> TableName {
+        TableName::new(self.family, self.name())
+    }
+
+    pub(super) fn deputy(self) -> TableName {
+        TableName::new(self.family, self.deputy_name())
+    }
+
+    /// The table's named counters.
+    pub(super) fn counters(self) -> &'static [&'static str] {
+        match self.purpose {
+            Purpose::Translate => &[MISSES, FORGOTTEN, INVALID],
+            Purpose::Admit => &[MISSES, INVALID],
+        }
+    }
+
+    /// Its maps, those before that others refer to.
+    pub(super) fn maps(self) -> impl Iterator<Item = Map> {
+        let is_there = move |map: &Map| match map {
+            Map::Endpoints | Map::Members | Map::Stable | Map::Classes | Map::Pools => {
+                self.purpose == Purpose::Translate
+            }
+            Map::Marks | Map::Vips => self.purpose == Purpose::Admit,
+            _ => true,
+        };
+        Map::ALL.into_iter().filter(is_there)
+    }
+
+    /// Where destinations are looked at. To translate before kube-proxy (-100), since the first that translates wins. What
+    /// IPVS is to have, after all that translate: while a node goes over to IPVS or away from it, the other mode's rules
+    /// have every packet that they take.
+    fn priority(self) -> i32 {
+        match self.purpose {
+            Purpose::Translate => -102,
+            Purpose::Admit => -95,
+        }
+    }
+}
 
 /// A chain with its rules.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,21 +96,10 @@ pub(super) struct Chain {
     pub(super) rules: Vec<Rule>,
 }
 
-pub(super) fn table(family: Family) -> TableName {
-    TableName::new(family, TABLE)
-}
-
-pub(super) fn deputy(family: Family) -> TableName {
-    TableName::new(family, DEPUTY)
-}
-
-/// Where destinations are translated: before kube-proxy (-100), since the first that translates wins.
-const TRANSLATE: i32 = -102;
-
-/// The chains of the table that stands in: what the other one does not translate, it does.
-pub(super) fn deputy_chains(mut chains: Vec<Chain>) -> Vec<Chain> {
+/// The chains of the table that stands in: what the other one does not take, it does.
+pub(super) fn deputy_chains(layout: Layout, mut chains: Vec<Chain>) -> Vec<Chain> {
     for hook in chains.iter_mut().filter_map(|chain| chain.hook.as_mut()) {
-        if hook.priority == TRANSLATE {
+        if hook.priority == layout.priority() {
             hook.priority += 1;
         }
     }
@@ -50,7 +107,8 @@ pub(super) fn deputy_chains(mut chains: Vec<Chain>) -> Vec<Chain> {
 }
 
 /// The chains that are there whatever Services there are, those first that others go to.
-pub(super) fn chains(context: &Context, family: Family) -> Vec<Chain> {
+pub(super) fn chains(context: &Context, layout: Layout) -> Vec<Chain> {
+    let Layout { purpose, family } = layout;
     let header = Header::of(family);
     let traffic = context.local_traffic(family);
     let inner = |name: &str, rules| Chain {
@@ -67,24 +125,29 @@ pub(super) fn chains(context: &Context, family: Family) -> Vec<Chain> {
         }),
         rules,
     };
-    vec![
+    let priority = layout.priority();
+    let mut chains = vec![
         inner("refuse", refuse(header)),
-        inner("non-local", non_local(&traffic, header)),
+        inner("non-local", non_local(&traffic, header, purpose)),
         inner("restricted", restricted(header)),
-        inner("external", external(&traffic, header)),
-        inner("special", special()),
-        inner("dispatch", dispatch(&traffic)),
-        inner("node-port", node_port(context, family)),
+    ];
+    match purpose {
+        Purpose::Translate => chains.push(inner("external", external(&traffic, header))),
+        Purpose::Admit => chains.extend([
+            inner("admit", admit::admit()),
+            inner("by-address", admit::by_address()),
+            inner("by-mark", admit::by_mark()),
+            inner("external", admit::external(&traffic, header)),
+        ]),
+    }
+    chains.extend([
+        inner("special", special(purpose)),
+        inner("dispatch", dispatch(&traffic, purpose)),
+        inner("node-port", node_port(context, layout)),
         inner("services", services(family)),
-        inner("unclaimed", unclaimed(context, family)),
-        base(
-            "nat-prerouting",
-            "nat",
-            0,
-            TRANSLATE,
-            vec![vec![jump("services")]],
-        ),
-        base("nat-output", "nat", 3, TRANSLATE, vec![vec![jump("services")]]),
+        inner("unclaimed", unclaimed(context, layout)),
+        base("nat-prerouting", "nat", 0, priority, vec![vec![jump("services")]]),
+        base("nat-output", "nat", 3, priority, vec![vec![jump("services")]]),
         base(
             "nat-prerouting-last",
             "nat",
@@ -93,7 +156,16 @@ pub(super) fn chains(context: &Context, family: Family) -> Vec<Chain> {
             vec![vec![jump("unclaimed")]],
         ),
         base("nat-output-last", "nat", 3, -90, vec![vec![jump("unclaimed")]]),
-        base("nat-postrouting", "nat", 4, 99, postrouting(header)),
+        base(
+            "nat-postrouting",
+            "nat",
+            4,
+            99,
+            match purpose {
+                Purpose::Translate => postrouting(header),
+                Purpose::Admit => admit::postrouting(family),
+            },
+        ),
         base(
             "filter-forward",
             "filter",
@@ -101,7 +173,8 @@ pub(super) fn chains(context: &Context, family: Family) -> Vec<Chain> {
             0,
             forward(context.settings.accept_invalid),
         ),
-    ]
+    ]);
+    chains
 }
 
 /// TCP with a reset, everything else with "port unreachable".
@@ -120,7 +193,15 @@ fn refuse(header: Header) -> Vec<Rule> {
     ]
 }
 
-fn non_local(traffic: &LocalTraffic, header: Header) -> Vec<Rule> {
+/// What makes the packet's source the node's own when it leaves.
+fn masquerade(purpose: Purpose) -> Rule {
+    match purpose {
+        Purpose::Translate => mark(),
+        Purpose::Admit => set_flag(OWN_SOURCE),
+    }
+}
+
+fn non_local(traffic: &LocalTraffic, header: Header, purpose: Purpose) -> Vec<Rule> {
     if *traffic == LocalTraffic::Unknown {
         return Vec::new();
     }
@@ -128,7 +209,7 @@ fn non_local(traffic: &LocalTraffic, header: Header) -> Vec<Rule> {
         .into_iter()
         .map(|rule| ending(rule, back()))
         .collect();
-    rules.push(mark());
+    rules.push(masquerade(purpose));
     rules
 }
 
@@ -152,14 +233,7 @@ fn external(traffic: &LocalTraffic, header: Header) -> Vec<Rule> {
         .into_iter()
         .map(|rule| ending(rule, back()))
         .collect();
-    let mut host = vec![
-        E::FibType(FibAddress::Source, R0),
-        E::Compare {
-            at: R0,
-            equal: true,
-            value: number(RTN_LOCAL),
-        },
-    ];
+    let mut host = is_from_host();
     host.extend(mark());
     rules.push(ending(host, back()));
     rules.push(ending(replace_number(ID, Map::Outside), back()));
@@ -167,12 +241,24 @@ fn external(traffic: &LocalTraffic, header: Header) -> Vec<Rule> {
     rules
 }
 
+/// Matches what the node itself sends.
+pub(super) fn is_from_host() -> Rule {
+    vec![
+        E::FibType(FibAddress::Source, R0),
+        E::Compare {
+            at: R0,
+            equal: true,
+            value: number(RTN_LOCAL),
+        },
+    ]
+}
+
 /// `RTN_LOCAL`: an address of the node.
 const RTN_LOCAL: u32 = 2;
 
 /// A frontend of which nothing is asked but what is usual, a ClusterIP mostly, meets no rule about what it has not: at
 /// some 10 ns an expression those would cost more than its lookups.
-fn dispatch(traffic: &LocalTraffic) -> Vec<Rule> {
+fn dispatch(traffic: &LocalTraffic, purpose: Purpose) -> Vec<Rule> {
     let mut rules = vec![ending(
         [
             load_number(RESTRICTED | EXTERNAL | MASQUERADE | MASQUERADE_NON_LOCAL, R0),
@@ -188,23 +274,26 @@ fn dispatch(traffic: &LocalTraffic) -> Vec<Rule> {
     if *traffic != LocalTraffic::Unknown {
         rules.push(vec![jump("non-local")]);
     }
-    rules.extend(assign());
+    rules.extend(assign(purpose));
     rules
 }
 
-fn special() -> Vec<Rule> {
+fn special(purpose: Purpose) -> Vec<Rule> {
     let mut rules = vec![
         ending(has_flag(RESTRICTED), jump("restricted")),
         ending(has_flag(EXTERNAL), jump("external")),
-        [has_flag(MASQUERADE), mark()].concat(),
+        [has_flag(MASQUERADE), masquerade(purpose)].concat(),
         ending(has_flag(MASQUERADE_NON_LOCAL), jump("non-local")),
     ];
-    rules.extend(assign());
+    rules.extend(assign(purpose));
     rules
 }
 
-/// Sends the packet to its pool's class.
-fn assign() -> Vec<Rule> {
+/// Sends the packet to its pool's class, or to IPVS.
+fn assign(purpose: Purpose) -> Vec<Rule> {
+    if purpose == Purpose::Admit {
+        return admit::assign();
+    }
     vec![
         replace_number(ID, Map::Pools),
         ending(
@@ -237,15 +326,28 @@ fn services(family: Family) -> Vec<Rule> {
 /// What is addressed to a Service and was translated by nobody: other proxies' Services have their turn before
 /// (`service.kubernetes.io/service-proxy-name`), and the kernel asks no further nat chain once one has translated
 /// (`nf_nat_inet_fn`).
-fn unclaimed(context: &Context, family: Family) -> Vec<Rule> {
+fn unclaimed(context: &Context, layout: Layout) -> Vec<Rule> {
+    let family = layout.family;
     let header = Header::of(family);
     let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+    let mut rules = Vec::new();
+    if layout.purpose == Purpose::Admit {
+        rules.push(ending(has_flag(ADMITTED), back()));
+    }
     // What is left of a ClusterIP is a port that its Service does not have.
-    let mut rules = vec![vec![
+    rules.push(vec![
         header.load_destination(R0),
         look_up(Map::ClusterIps, R0, None),
         goto("refuse"),
-    ]];
+    ]);
+    if layout.purpose == Purpose::Admit {
+        // A listener of the node's own on all addresses would answer.
+        rules.push(vec![
+            header.load_destination(R0),
+            look_up(Map::Vips, R0, None),
+            goto("refuse"),
+        ]);
+    }
     if context.service_cidrs.iter().any(|range| of_family(&range)) {
         for range in context.settings.exclude_cidrs.iter().filter(of_family) {
             rules.push(ending(within(header.destination, range), back()));
@@ -261,7 +363,8 @@ fn unclaimed(context: &Context, family: Family) -> Vec<Rule> {
     rules
 }
 
-fn node_port(context: &Context, family: Family) -> Vec<Rule> {
+fn node_port(context: &Context, layout: Layout) -> Vec<Rule> {
+    let family = layout.family;
     let header = Header::of(family);
     let mut rules = Vec::new();
     let mut here = if context
@@ -276,6 +379,16 @@ fn node_port(context: &Context, family: Family) -> Vec<Rule> {
         };
         for range in except.iter().filter_map(|range| range.parse().ok()) {
             rules.push(ending(within(header.destination, &range), back()));
+        }
+        if layout.purpose == Purpose::Admit {
+            // The node has Services' addresses for its own.
+            for map in [Map::ClusterIps, Map::Vips] {
+                rules.push(vec![header.load_destination(R0), look_up(map, R0, None), back()]);
+            }
+            let own = context.service_cidrs.iter();
+            for range in own.filter(|range| Family::of(range.addr()) == family) {
+                rules.push(ending(within(header.destination, range), back()));
+            }
         }
         vec![
             E::FibType(FibAddress::Destination, R0),

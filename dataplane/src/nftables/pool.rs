@@ -119,6 +119,17 @@ impl Slots {
         local.map(|endpoint| endpoint.address.ip())
     }
 
+    /// Takes in what the model has of a pool that IPVS picks from: nothing is in slots.
+    pub(super) fn hold(&mut self, pool: Arc<Pool>) {
+        self.affinity = pool.affinity;
+        self.pool = pool;
+    }
+
+    /// Whether clients keep their endpoint.
+    pub(super) fn has_affinity(&self) -> bool {
+        self.affinity.is_some()
+    }
+
     /// How a packet of the pool picks; none while it has no slot.
     pub(super) fn class(&self) -> Option<Class> {
         let slots = u32::try_from(self.places.len()).ok().filter(|slots| *slots > 0)?;
@@ -296,6 +307,7 @@ impl Slots {
         let pool = Pool {
             endpoints: endpoints.into_iter().map(endpoint).collect(),
             affinity,
+            scheduler: None,
             draining: Box::default(),
         };
         this.have(Arc::new(pool), slots);
@@ -308,6 +320,7 @@ fn none() -> Arc<Pool> {
     Arc::new(Pool {
         endpoints: Box::default(),
         affinity: None,
+        scheduler: None,
         draining: Box::default(),
     })
 }

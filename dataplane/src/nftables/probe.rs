@@ -6,7 +6,7 @@
 use nix::errno::Errno;
 
 use super::entry::{Class, Entry, Map};
-use super::layout::chains;
+use super::layout::{Layout, Purpose, chains};
 use super::picks::class_chains;
 use super::sets::{affinity_set, set};
 use super::words::{Header, R0, Rule, dnat, look_up};
@@ -36,8 +36,17 @@ pub enum Capability {
 /// to be loaded first; changes nothing.
 #[must_use]
 pub fn probe(family: Family) -> Capability {
+    ask(family, put_all)
+}
+
+/// The same for what stands before IPVS.
+pub(crate) fn probe_front(family: Family) -> Capability {
+    ask(family, put_front)
+}
+
+fn ask(family: Family, put: fn(&mut Batch, Family)) -> Capability {
     match Socket::open() {
-        Ok(mut socket) => match show(&mut socket, family, put_all) {
+        Ok(mut socket) => match show(&mut socket, family, put) {
             Ok(()) => Capability::Full,
             Err(error) => verdict(&error, || missing_from(&mut socket, family)),
         },
@@ -100,6 +109,23 @@ fn is_final(error: &NetlinkError) -> bool {
 /// Everything that any settings can bring into the table.
 fn put_all(batch: &mut Batch, family: Family) {
     let mut anonymous = 0;
+    put_constant(batch, Purpose::Translate, family, &mut anonymous);
+    batch.add_set(&affinity_set(LONGEST, family));
+    for (number, class) in [(101, Class::Pick(2)), (102, Class::Sticky(2, LONGEST))] {
+        for chain in class_chains(class, family) {
+            put_chain(batch, &chain, &mut anonymous);
+        }
+        put_elements(batch, &[Entry::Class(number, class)], true);
+    }
+}
+
+/// The same for what stands before IPVS.
+fn put_front(batch: &mut Batch, family: Family) {
+    put_constant(batch, Purpose::Admit, family, &mut 0);
+}
+
+/// What a table has whatever Services there are.
+fn put_constant(batch: &mut Batch, purpose: Purpose, family: Family, anonymous: &mut u32) {
     let mut context = Context {
         settings: Settings {
             node_port_addresses: vec![NodePortAddresses::All],
@@ -112,14 +138,8 @@ fn put_all(batch: &mut Batch, family: Family) {
         .into_iter()
         .filter_map(|range| range.parse().ok())
         .collect();
-    put_layout(batch, &chains(&context, family), family, &mut anonymous);
-    batch.add_set(&affinity_set(LONGEST, family));
-    for (number, class) in [(101, Class::Pick(2)), (102, Class::Sticky(2, LONGEST))] {
-        for chain in class_chains(class, family) {
-            put_chain(batch, &chain, &mut anonymous);
-        }
-        put_elements(batch, &[Entry::Class(number, class)], true);
-    }
+    let layout = Layout { purpose, family };
+    put_layout(batch, &chains(&context, layout), layout, anonymous);
 }
 
 /// One thing that kernels are built with or without.

@@ -17,6 +17,7 @@ mod types {
     pub(super) const IPV6: u32 = 8;
     pub(super) const PROTOCOL: u32 = 12;
     pub(super) const SERVICE: u32 = 13;
+    pub(super) const MARK: u32 = 19;
     pub(super) const CLASSID: u32 = 23;
 }
 
@@ -29,8 +30,9 @@ pub(super) fn set(map: Map, family: Family) -> SetSpec {
     let (key, length, data): (&[u32], u32, _) = match map {
         Map::Frontends => (&[address, types::PROTOCOL, types::SERVICE], size + 8, number),
         Map::NodePorts => (&[types::PROTOCOL, types::SERVICE], 8, number),
-        Map::ClusterIps | Map::NodeAddresses => (&[address], size, None),
+        Map::ClusterIps | Map::NodeAddresses | Map::Vips => (&[address], size, None),
         Map::Pools | Map::Outside | Map::Restricted => (&[types::CLASSID], 4, number),
+        Map::Marks => (&[types::CLASSID], 4, Some((types::MARK, 4))),
         Map::Classes => (&[types::CLASSID], 4, Some((DATA_TYPE_VERDICT, 16))),
         Map::Endpoints => (&[types::CLASSID, types::INTEGER], 8, target),
         Map::Stable => (&[types::CLASSID, types::INTEGER], 8, number),
@@ -55,10 +57,10 @@ pub(super) fn set(map: Map, family: Family) -> SetSpec {
         ]
         .concat(),
         // Numbers are in the machine's byte order: without a word nft would take them for the network's.
-        Map::Pools | Map::Outside | Map::Restricted => udata::HOST_TO_HOST.to_vec(),
+        Map::Pools | Map::Outside | Map::Restricted | Map::Marks => udata::HOST_TO_HOST.to_vec(),
         Map::Classes | Map::Members => udata::HOST_KEY.to_vec(),
         Map::Frontends | Map::NodePorts => udata::HOST_DATA.to_vec(),
-        Map::ClusterIps | Map::NodeAddresses | Map::Sources | Map::Hairpins => Vec::new(),
+        Map::ClusterIps | Map::NodeAddresses | Map::Vips | Map::Sources | Map::Hairpins => Vec::new(),
     };
     let intervals = map == Map::Sources;
     SetSpec {

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::entry::{Entry, Map};
-use super::layout::{Chain, DEPUTY, TABLE, table};
+use super::layout::{Chain, Layout};
 use super::sets::{affinity_seconds, affinity_set, set};
-use crate::model::Family;
 use crate::netlink::expression::is_rule;
 use crate::netlink::nftables::answer::{self, BaseRead};
 use crate::netlink::nftables::{Listing, SET_ANONYMOUS, SetSpec, TABLE_DORMANT};
@@ -64,7 +63,7 @@ impl Snapshot {
     /// When the kernel cannot be read.
     pub(super) fn read(
         socket: &mut Socket,
-        family: Family,
+        layout: Layout,
         mut again: impl FnMut(),
         mut each: impl FnMut(Entry),
     ) -> Result<Self, NetlinkError> {
@@ -73,8 +72,8 @@ impl Snapshot {
                 again();
             }
             let mut snapshot = Self::default();
-            snapshot.read_outline(socket, family)?;
-            snapshot.read_elements(socket, family, &mut again, &mut each)?;
+            snapshot.read_outline(socket, layout)?;
+            snapshot.read_elements(socket, layout, &mut again, &mut each)?;
             Ok(snapshot)
         })?;
         Ok(Self {
@@ -87,10 +86,10 @@ impl Snapshot {
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub(super) fn outline(socket: &mut Socket, family: Family) -> Result<Self, NetlinkError> {
+    pub(super) fn outline(socket: &mut Socket, layout: Layout) -> Result<Self, NetlinkError> {
         let (generation, snapshot) = socket.steadily(|socket, _| {
             let mut snapshot = Self::default();
-            snapshot.read_outline(socket, family)?;
+            snapshot.read_outline(socket, layout)?;
             Ok(snapshot)
         })?;
         Ok(Self {
@@ -99,16 +98,16 @@ impl Snapshot {
         })
     }
 
-    fn read_outline(&mut self, socket: &mut Socket, family: Family) -> Result<(), NetlinkError> {
-        let name = table(family);
+    fn read_outline(&mut self, socket: &mut Socket, layout: Layout) -> Result<(), NetlinkError> {
+        let (name, own, deputy) = (layout.table(), layout.name(), layout.deputy_name());
         let (mut flags, mut has_deputy) = (None, false);
         socket.list(
             name,
             Listing::Tables,
             || (),
             |message| match answer::table(message) {
-                Some((TABLE, found)) => flags = Some(found),
-                Some((DEPUTY, _)) => has_deputy = true,
+                Some((table, found)) if table == own => flags = Some(found),
+                Some((table, _)) if table == deputy => has_deputy = true,
                 _ => (),
             },
         )?;
@@ -135,7 +134,7 @@ impl Snapshot {
             Listing::Chains,
             || (),
             |message| {
-                if let Some(chain) = answer::chain(message).filter(|chain| chain.table == TABLE) {
+                if let Some(chain) = answer::chain(message).filter(|chain| chain.table == own) {
                     let (base, rules) = (chain.base, Vec::new());
                     chains.insert(chain.name.to_owned(), ChainFound { base, rules });
                 }
@@ -152,7 +151,7 @@ impl Snapshot {
                     .for_each(|chain| chain.rules.clear())
             },
             |message| {
-                if let Some(rule) = answer::rule(message).filter(|rule| rule.table == TABLE)
+                if let Some(rule) = answer::rule(message).filter(|rule| rule.table == own)
                     && let Some(chain) = chains.borrow_mut().get_mut(rule.chain)
                 {
                     chain.rules.push(rule.expressions.to_vec());
@@ -165,7 +164,9 @@ impl Snapshot {
             Listing::Counters,
             || (),
             |message| {
-                if let Some((TABLE, counter, _)) = answer::counter(message) {
+                if let Some((table, counter, _)) = answer::counter(message)
+                    && table == own
+                {
                     counters.push(counter.to_owned());
                 }
             },
@@ -175,21 +176,20 @@ impl Snapshot {
     fn read_elements(
         &mut self,
         socket: &mut Socket,
-        family: Family,
+        layout: Layout,
         again: &mut impl FnMut(),
         each: &mut impl FnMut(Entry),
     ) -> Result<(), NetlinkError> {
         let mut strange = false;
-        for map in Map::ALL
-            .into_iter()
-            .filter(|map| self.sets.contains_key(map.name()))
-        {
+        for map in layout.maps().filter(|map| self.sets.contains_key(map.name())) {
             // An interrupted listing makes the generation differ, so that everything is read again.
             let again = &mut *again;
-            socket.list(table(family), Listing::Elements(map.name()), again, |message| {
-                answer::elements(message, |element| match Entry::read(map, family, &element) {
-                    Some(entry) => each(entry),
-                    None => strange = true,
+            socket.list(layout.table(), Listing::Elements(map.name()), again, |message| {
+                answer::elements(message, |element| {
+                    match Entry::read(map, layout.family, &element) {
+                        Some(entry) => each(entry),
+                        None => strange = true,
+                    }
                 });
             })?;
         }
@@ -199,7 +199,8 @@ impl Snapshot {
 
     /// Why the table cannot be brought to what is wanted step by step; none when it can. Sets and hooks decide: the
     /// rules of chains are written anew where they differ.
-    pub(super) fn is_foreign(&self, wanted: &[Chain], family: Family) -> Option<String> {
+    pub(super) fn is_foreign(&self, wanted: &[Chain], layout: Layout) -> Option<String> {
+        let family = layout.family;
         if self.is_dormant {
             return Some("the table is dormant".to_owned());
         }
@@ -214,7 +215,7 @@ impl Snapshot {
                 return Some(format!("chain {name} does not hang where it should"));
             }
         }
-        for map in Map::ALL {
+        for map in layout.maps() {
             match self.sets.get(map.name()) {
                 Some(found) if is_same(found, &set(map, family)) => (),
                 Some(_) => return Some(format!("map {} is of another kind", map.name())),
@@ -222,7 +223,7 @@ impl Snapshot {
             }
         }
         for (name, found) in &self.sets {
-            let known = Map::ALL.iter().any(|map| map.name() == name)
+            let known = layout.maps().any(|map| map.name() == name)
                 || affinity_seconds(name)
                     .is_some_and(|seconds| is_same(found, &affinity_set(seconds, family)));
             if !known {

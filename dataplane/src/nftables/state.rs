@@ -7,26 +7,38 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::entry::{Class, Entry};
+use super::layout::{Layout, Purpose};
 use super::number::{
-    DROP, DROP_CLASS, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, Identifiers, LAST_CLASS, MASQUERADE,
-    MASQUERADE_NON_LOCAL, REFUSE, REFUSE_CLASS, RESTRICTED, of_class,
+    BY_ADDRESS, DROP, DROP_CLASS, EXTERNAL, FIRST_CLASS, FIRST_POOL, ID, Identifiers, LAST_CLASS, MASQUERADE,
+    MASQUERADE_NON_LOCAL, REFUSE, REFUSE_CLASS, RESTRICTED, mark_of, of_class,
 };
 use super::pool::{Slots, Stages};
 use crate::model::{
-    Action, Context, Diff, Family, ForwardingTable, Frontend, FrontendKey, Masquerade, Pool, PoolKey,
+    Action, Context, Destination, Diff, Family, ForwardingTable, Frontend, FrontendKey, Masquerade, Pool,
+    PoolKey, ServicePortName,
 };
 
 /// What the table holds of Services.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) family: Family,
+    pub(super) layout: Layout,
     pub(super) pools: HashMap<PoolKey, Slots>,
     pub(super) frontends: HashMap<FrontendKey, Written>,
-    pub(super) classes: HashMap<Class, Known>,
+    pub(super) classes: HashMap<Class, ClassInUse>,
     pub(super) outside: Counted<u32, u32>,
     pub(super) hairpins: Counted<IpAddr, ()>,
     pub(super) cluster_ips: HashSet<IpAddr>,
     pub(super) node_addresses: BTreeSet<IpAddr>,
+    /// IPVS: pools that have a mark.
+    pub(super) marks: Counted<u32, ()>,
+    /// IPVS: Service addresses that the node has for its own one by one.
+    pub(super) vips: Counted<IpAddr, ()>,
+    /// IPVS: frontends whose address and port somebody else's virtual service has.
+    pub(super) foreign: HashSet<FrontendKey>,
+    /// IPVS: addresses that need not be among `vips`.
+    own: OwnAddresses,
+    /// IPVS: addresses and ports whose virtual service may be another one now.
+    unsettled: BTreeSet<FrontendKey>,
     pub(super) pool_ids: Identifiers,
     pub(super) restriction_ids: Identifiers,
     pub(super) class_ids: Identifiers,
@@ -44,11 +56,67 @@ const COMMON: u32 = 64;
 /// So many classes are kept beyond those although no pool has them: a pool that grows comes by them again.
 const KEPT: usize = 64;
 
+/// The pools that refuse and drop.
+const REFUSE_AND_DROP: [Entry; 4] = [
+    Entry::Class(REFUSE_CLASS, Class::Refuse),
+    Entry::Class(DROP_CLASS, Class::Drop),
+    Entry::Pool(REFUSE, of_class(REFUSE_CLASS, REFUSE)),
+    Entry::Pool(DROP, of_class(DROP_CLASS, DROP)),
+];
+
 /// What was written for a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Written {
     pub(super) number: u32,
+    /// With external policy Local what map `outside` has for it; 0 otherwise.
+    pub(super) outside: u32,
     pub(super) restriction: Option<Box<Restriction>>,
+}
+
+impl Written {
+    /// Its number without the restriction in front.
+    pub(super) fn behind(&self) -> u32 {
+        self.restriction.as_ref().map_or(self.number, |it| it.behind)
+    }
+
+    /// IPVS: the pools that it finds by their marks.
+    pub(super) fn marks(&self) -> impl Iterator<Item = u32> + use<> {
+        let behind = self.behind();
+        let is_external = behind & EXTERNAL != 0;
+        let by_address = behind & BY_ADDRESS != 0;
+        let own = (is_external || !by_address).then_some(behind & ID);
+        let outside = (is_external && !by_address).then_some(self.outside);
+        let marks = own.into_iter().chain(outside);
+        marks.filter(|id| *id >= FIRST_POOL)
+    }
+
+    /// IPVS: the pool of its address.
+    pub(super) fn address_pool(&self) -> Option<u32> {
+        let behind = self.behind();
+        let id = match behind & EXTERNAL {
+            0 => behind & ID,
+            _ => self.outside,
+        };
+        (behind & BY_ADDRESS != 0 && id >= FIRST_POOL).then_some(id)
+    }
+
+    /// Whether packets to it may get to an endpoint.
+    fn balances(&self) -> bool {
+        self.behind() & ID >= FIRST_POOL
+    }
+}
+
+/// Addresses that are the node's without a route for each.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct OwnAddresses {
+    ranges: Vec<IpNet>,
+    interfaces: Vec<IpAddr>,
+}
+
+impl OwnAddresses {
+    fn have(&self, address: IpAddr) -> bool {
+        self.interfaces.contains(&address) || self.ranges.iter().any(|range| range.contains(&address))
+    }
 }
 
 /// Who may use a frontend.
@@ -61,7 +129,7 @@ pub(super) struct Restriction {
 
 /// A class with its number and how many pools have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Known {
+pub(super) struct ClassInUse {
     pub(super) number: u16,
     pub(super) pools: usize,
 }
@@ -103,6 +171,11 @@ impl<K: Copy + Eq + std::hash::Hash, V: Copy + PartialEq> Counted<K, V> {
         self.touched.insert(key);
     }
 
+    /// Nobody asks for any of them any more.
+    fn forget(&mut self) {
+        self.touched.extend(self.wanted.drain().map(|(key, _)| key));
+    }
+
     /// Takes what was read from the kernel for what is written.
     pub(super) fn adopt(&mut self, written: HashMap<K, V>) {
         self.touched.extend(written.keys().copied());
@@ -134,6 +207,39 @@ pub(super) struct Change {
     pub(super) old_classes: Vec<(Class, u16)>,
     /// Timeouts that no class has any more: their maps go with the last of them.
     pub(super) old_timeouts: Vec<u32>,
+    /// What has to be in IPVS when this is written.
+    pub(super) asked: Asked,
+}
+
+/// What a change asks of IPVS: all that may be different, each once.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// What pools have now, by their number; none for one that is gone.
+    pub(crate) pools: Vec<(u32, Option<AskedPool>)>,
+    /// The pool that an address and port has; none where it has none any more.
+    pub(crate) addresses: Vec<(FrontendKey, Option<u32>)>,
+    /// Whether a pool is found by its mark.
+    pub(crate) marks: Vec<(u32, bool)>,
+    /// Whether an address is to be the node's by a route of its own.
+    pub(crate) vips: Vec<(IpAddr, bool)>,
+}
+
+/// What IPVS has already that is none of the table's.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Frontends whose address and port somebody else's virtual service has.
+    pub(crate) foreign: HashSet<FrontendKey>,
+    /// Pools whose marks virtual services have, sorted.
+    pub(crate) marked: Vec<u32>,
+}
+
+/// A pool that is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct AskedPool {
+    /// Whose it is.
+    pub(crate) owner: Arc<ServicePortName>,
+    /// What is in it.
+    pub(crate) pool: Arc<Pool>,
 }
 
 /// Why a change cannot be written.
@@ -148,9 +254,9 @@ pub(super) enum Full {
 }
 
 impl State {
-    pub(super) fn new(family: Family) -> Self {
+    pub(super) fn new(layout: Layout) -> Self {
         Self {
-            family,
+            layout,
             pools: HashMap::new(),
             frontends: HashMap::new(),
             classes: HashMap::new(),
@@ -158,6 +264,11 @@ impl State {
             hairpins: Counted::default(),
             cluster_ips: HashSet::new(),
             node_addresses: BTreeSet::new(),
+            marks: Counted::default(),
+            vips: Counted::default(),
+            foreign: HashSet::new(),
+            own: OwnAddresses::default(),
+            unsettled: BTreeSet::new(),
             pool_ids: Identifiers::new(FIRST_POOL, ID),
             restriction_ids: Identifiers::new(1, ID),
             class_ids: Identifiers::new(FIRST_CLASS.into(), LAST_CLASS.into()),
@@ -167,19 +278,27 @@ impl State {
         }
     }
 
+    /// One that holds nothing, and gives no pool a number of those that IPVS knows otherwise.
+    pub(super) fn knowing(layout: Layout, known: Known) -> Self {
+        let mut state = Self::new(layout);
+        state.foreign = known.foreign;
+        let marked = known.marked.into_iter();
+        let marked: Vec<u32> = marked.filter(|id| (FIRST_POOL..=ID).contains(id)).collect();
+        state.pool_ids.adopt(&marked);
+        state
+    }
+
     /// The elements that are always there: the pools that refuse and drop.
-    pub(super) fn fixed() -> [Entry; 4] {
-        [
-            Entry::Class(REFUSE_CLASS, Class::Refuse),
-            Entry::Class(DROP_CLASS, Class::Drop),
-            Entry::Pool(REFUSE, of_class(REFUSE_CLASS, REFUSE)),
-            Entry::Pool(DROP, of_class(DROP_CLASS, DROP)),
-        ]
+    pub(super) fn fixed(purpose: Purpose) -> &'static [Entry] {
+        match purpose {
+            Purpose::Translate => &REFUSE_AND_DROP,
+            Purpose::Admit => &[],
+        }
     }
 
     /// Takes in what a diff changes.
     pub(super) fn change(&mut self, table: &ForwardingTable, diff: &Diff) -> Result<Change, Full> {
-        let family = self.family;
+        let family = self.layout.family;
         let pools = diff.pools.iter().filter(|(key, _)| key.family == family);
         let frontends = diff.frontends.iter().filter(|(key, _)| key.family == family);
         let addresses = diff
@@ -191,19 +310,20 @@ impl State {
             pools.map(|(key, change)| (key, change.after.as_ref())),
             frontends.map(|(key, change)| (key, change.after.as_ref())),
             addresses.map(|(ip, change)| (*ip, change.after.is_some())),
-            diff.context.then(|| table.context()),
+            diff.context,
+            table,
             &mut change,
         )?;
         Ok(change)
     }
 
     /// All of a table, where the kernel has nothing of it: elements are in none of the change's stages, but all of
-    /// [`State::of_services`].
-    pub(super) fn of_table(family: Family, table: &ForwardingTable) -> Result<(Self, Change), Full> {
-        let (mut state, mut change) = (Self::new(family), Change::default());
+    /// [`State::of_services`]. This one holds nothing yet.
+    pub(super) fn of_table(mut self, table: &ForwardingTable) -> Result<(Self, Change), Full> {
+        let mut change = Change::default();
         change.stages.all = true;
-        state.take_table(table, &mut change)?;
-        Ok((state, change))
+        self.take_table(table, &mut change)?;
+        Ok((self, change))
     }
 
     /// Takes in a whole table.
@@ -214,7 +334,7 @@ impl State {
     }
 
     fn take_table(&mut self, table: &ForwardingTable, change: &mut Change) -> Result<(), Full> {
-        let family = self.family;
+        let family = self.layout.family;
         let gone_pools: Vec<_> = self
             .pools
             .keys()
@@ -246,7 +366,8 @@ impl State {
             addresses
                 .map(|ip| (ip, true))
                 .chain(gone_addresses.into_iter().map(|ip| (ip, false))),
-            Some(table.context()),
+            true,
+            table,
             change,
         )
     }
@@ -256,11 +377,16 @@ impl State {
         pools: impl Iterator<Item = (&'a PoolKey, Option<&'a Arc<Pool>>)>,
         frontends: impl Iterator<Item = (&'a FrontendKey, Option<&'a Frontend>)>,
         cluster_ips: impl Iterator<Item = (IpAddr, bool)>,
-        context: Option<&Context>,
+        new_context: bool,
+        table: &ForwardingTable,
         change: &mut Change,
     ) -> Result<(), Full> {
         self.round += 1;
-        if !self.has_common {
+        let admits = self.layout.purpose == Purpose::Admit;
+        if admits && new_context {
+            self.set_own(table.context());
+        }
+        if !self.has_common && !admits {
             for slots in 1..=COMMON {
                 self.acquire(Class::Pick(slots), change)?;
             }
@@ -268,14 +394,27 @@ impl State {
         }
         // Frontends need the pools that are there, and must leave those that go.
         let mut gone = Vec::new();
+        let mut otherwise_found = BTreeSet::new();
         for (key, pool) in pools {
             match pool {
+                Some(pool) if admits => {
+                    if self.hold_pool(key, pool, change)? {
+                        otherwise_found.insert(&key.owner.service);
+                    }
+                }
                 Some(pool) => self.change_pool(key, pool, change)?,
                 None => gone.push(key),
             }
         }
         for (key, frontend) in frontends {
             self.change_frontend(key, frontend, change)?;
+        }
+        for service in otherwise_found {
+            for (key, frontend) in table.frontends_of(service) {
+                if key.family == self.layout.family {
+                    self.change_frontend(key, Some(frontend), change)?;
+                }
+            }
         }
         for key in gone {
             self.remove_pool(key, change);
@@ -290,16 +429,25 @@ impl State {
                 switch_set(is_there, Entry::ClusterIp(ip), &mut change.stages);
             }
         }
-        if let Some(context) = context {
-            let wanted: BTreeSet<IpAddr> = context.node_port_addresses(self.family).into_iter().collect();
-            for ip in wanted.symmetric_difference(&self.node_addresses) {
-                switch_set(wanted.contains(ip), Entry::NodeAddress(*ip), &mut change.stages);
-            }
-            self.node_addresses = wanted;
+        if new_context {
+            self.set_node_addresses(table.context(), change);
+        }
+        for key in std::mem::take(&mut self.unsettled) {
+            change.asked.addresses.push((key, self.pool_at(&key)));
         }
         for (id, before, after) in self.outside.settle() {
             let entry = |value| Entry::Outside(id, value);
             change.stages.support(before.map(entry), after.map(entry));
+        }
+        for (id, before, after) in self.marks.settle() {
+            let entry = |()| Entry::Mark(id, mark_of(self.layout.family, id));
+            change.stages.support(before.map(entry), after.map(entry));
+            change.asked.marks.push((id, after.is_some()));
+        }
+        for (ip, before, after) in self.vips.settle() {
+            let entry = |()| Entry::Vip(ip);
+            change.stages.switch(before.map(entry), after.map(entry));
+            change.asked.vips.push((ip, after.is_some()));
         }
         for (ip, before, after) in self.hairpins.settle() {
             let entry = |()| Entry::Hairpin(ip);
@@ -309,11 +457,64 @@ impl State {
         Ok(())
     }
 
-    fn change_pool(&mut self, key: &PoolKey, pool: &Arc<Pool>, change: &mut Change) -> Result<(), Full> {
-        let mut slots = match self.pools.remove(key) {
-            Some(slots) => slots,
-            None => Slots::new(self.pool_ids.take().ok_or(Full::Pools)?),
+    /// Takes a frontend that was read from the kernel for what is written.
+    pub(super) fn adopt_frontend(&mut self, key: FrontendKey, written: Written) {
+        if self.layout.purpose == Purpose::Admit {
+            for id in written.marks() {
+                self.marks.add(id, ());
+            }
+            if let Some(vip) = vip(&self.own, &key, &written) {
+                self.vips.add(vip, ());
+            }
+        }
+        self.frontends.insert(key, written);
+    }
+
+    /// Takes in which addresses are the node's without a route for each.
+    fn set_own(&mut self, context: &Context) {
+        let own = OwnAddresses {
+            ranges: context.service_ranges(self.layout.family),
+            interfaces: context.node.interface_addresses.clone(),
         };
+        if self.own == own {
+            return;
+        }
+        self.own = own;
+        self.vips.forget();
+        for (key, written) in &self.frontends {
+            if let Some(vip) = vip(&self.own, key, written) {
+                self.vips.add(vip, ());
+            }
+        }
+    }
+
+    /// Takes in what IPVS is to have of a pool. True when its frontends find it in another way than before.
+    fn hold_pool(&mut self, key: &PoolKey, pool: &Arc<Pool>, change: &mut Change) -> Result<bool, Full> {
+        let mut slots = self.take_pool(key)?;
+        let had_affinity = slots.has_affinity();
+        self.count_hairpins(&slots, false);
+        slots.hold(Arc::clone(pool));
+        self.count_hairpins(&slots, true);
+        let asked = AskedPool {
+            owner: Arc::clone(&key.owner),
+            pool: Arc::clone(pool),
+        };
+        change.asked.pools.push((slots.id, Some(asked)));
+        let differs = had_affinity != slots.has_affinity();
+        self.pools.insert(key.clone(), slots);
+        Ok(differs)
+    }
+
+    /// A pool as it is, or a new one.
+    fn take_pool(&mut self, key: &PoolKey) -> Result<Slots, Full> {
+        match self.pools.remove(key) {
+            Some(slots) => Ok(slots),
+            None => Ok(Slots::new(self.pool_ids.take().ok_or(Full::Pools)?)),
+        }
+    }
+
+    fn change_pool(&mut self, key: &PoolKey, pool: &Arc<Pool>, change: &mut Change) -> Result<(), Full> {
+        let mut slots = self.take_pool(key)?;
         let before = slots.class();
         self.count_hairpins(&slots, false);
         slots.change(Some(pool), &mut change.stages);
@@ -347,6 +548,7 @@ impl State {
             self.release(class);
         }
         slots.change(None, &mut change.stages);
+        change.asked.pools.push((slots.id, None));
         self.pool_ids.give_back(slots.id);
     }
 
@@ -370,7 +572,7 @@ impl State {
         }
         let number = self.class_ids.take().ok_or(Full::Classes)?;
         let number = u16::try_from(number).map_err(|_| Full::Classes)?;
-        self.classes.insert(class, Known { number, pools: 1 });
+        self.classes.insert(class, ClassInUse { number, pools: 1 });
         change.new_classes.push((class, number));
         Ok(())
     }
@@ -417,31 +619,37 @@ impl State {
         change: &mut Change,
     ) -> Result<(), Full> {
         let before = self.frontends.remove(key);
-        let behind = frontend.map(|frontend| self.number(frontend));
+        let behind = frontend.map(|frontend| self.number(key, frontend));
         if let Some(before) = &before {
-            let number = before.restriction.as_ref().map_or(before.number, |it| it.behind);
+            let number = before.behind();
             if number & EXTERNAL != 0 {
                 self.outside.remove(number & ID);
             }
         }
+        let mut outside = 0;
         if let (Some(number), Some(frontend)) = (behind, frontend)
-            && let Action::External { outside, .. } = &frontend.action
+            && let Action::External { outside: pool, .. } = &frontend.action
         {
-            let outside = outside.as_ref().map_or(DROP, |pool| self.id(pool));
+            outside = pool.as_ref().map_or(DROP, |pool| self.id(pool));
             self.outside.add(number & ID, outside);
         }
         let after = match (behind, frontend) {
-            (Some(behind), Some(frontend)) => {
-                Some(self.write_frontend(behind, frontend, before.as_ref(), change)?)
-            }
+            (Some(behind), Some(frontend)) => Some(Written {
+                outside,
+                ..self.write_frontend(behind, frontend, before.as_ref(), change)?
+            }),
             _ => None,
         };
+        if self.layout.purpose == Purpose::Admit {
+            self.ask(key, before.as_ref(), after.as_ref());
+        }
         let gone = before.as_ref().filter(|before| {
             before.restriction.is_some() && after.as_ref().map(|after| after.number) != Some(before.number)
         });
         if let Some(Written {
             number,
             restriction: Some(restriction),
+            ..
         }) = gone
         {
             change.stages.shrink.extend(restriction.entries(*number));
@@ -457,6 +665,86 @@ impl State {
         Ok(())
     }
 
+    /// What IPVS is to have for a frontend.
+    fn ask(&mut self, key: &FrontendKey, before: Option<&Written>, after: Option<&Written>) {
+        for id in before.iter().flat_map(|written| written.marks()) {
+            self.marks.remove(id);
+        }
+        for id in after.iter().flat_map(|written| written.marks()) {
+            self.marks.add(id, ());
+        }
+        if let Some(vip) = before.and_then(|written| vip(&self.own, key, written)) {
+            self.vips.remove(vip);
+        }
+        if let Some(vip) = after.and_then(|written| vip(&self.own, key, written)) {
+            self.vips.add(vip, ());
+        }
+        for written in before.iter().chain(&after) {
+            self.unsettle(key, written);
+        }
+    }
+
+    /// Notes the addresses and ports by which a frontend finds its pool.
+    fn unsettle(&mut self, key: &FrontendKey, written: &Written) {
+        if written.address_pool().is_none() {
+            return;
+        }
+        match key.destination {
+            Destination::Address(_) => {
+                self.unsettled.insert(*key);
+            }
+            Destination::NodePort => {
+                let addresses = self.node_addresses.iter();
+                self.unsettled.extend(addresses.map(|ip| at(key, *ip)));
+            }
+        }
+    }
+
+    /// The pool that the virtual service of an address and port is to have. A node port comes after what has the address for
+    /// itself, as it does for packets.
+    fn pool_at(&self, key: &FrontendKey) -> Option<u32> {
+        if self.foreign.contains(key) {
+            return None;
+        }
+        if let Some(written) = self.frontends.get(key) {
+            return written.address_pool();
+        }
+        let Destination::Address(address) = key.destination else {
+            return None;
+        };
+        let port = FrontendKey {
+            destination: Destination::NodePort,
+            ..*key
+        };
+        let written = self.frontends.get(&port)?;
+        written
+            .address_pool()
+            .filter(|_| self.node_addresses.contains(&address))
+    }
+
+    /// Takes in on which addresses node ports answer.
+    fn set_node_addresses(&mut self, context: &Context, change: &mut Change) {
+        let wanted = context.node_port_addresses(self.layout.family);
+        let wanted: BTreeSet<IpAddr> = wanted.into_iter().collect();
+        let different: Vec<IpAddr> = wanted
+            .symmetric_difference(&self.node_addresses)
+            .copied()
+            .collect();
+        for ip in &different {
+            switch_set(wanted.contains(ip), Entry::NodeAddress(*ip), &mut change.stages);
+        }
+        self.node_addresses = wanted;
+        if different.is_empty() || self.layout.purpose != Purpose::Admit {
+            return;
+        }
+        let is_found_so = |(key, written): &(&FrontendKey, &Written)| {
+            key.destination == Destination::NodePort && written.address_pool().is_some()
+        };
+        for (key, _) in self.frontends.iter().filter(is_found_so) {
+            self.unsettled.extend(different.iter().map(|ip| at(key, *ip)));
+        }
+    }
+
     /// The frontend's number. One with source ranges has a restriction in front; any change of that is a new one, so
     /// that a packet meets all of the old or all of the new.
     fn write_frontend(
@@ -469,6 +757,7 @@ impl State {
         let Some(sources) = &frontend.sources else {
             return Ok(Written {
                 number: behind,
+                outside: 0,
                 restriction: None,
             });
         };
@@ -488,6 +777,7 @@ impl State {
         change.stages.grow(restriction.entries(number));
         Ok(Written {
             number,
+            outside: 0,
             restriction: Some(Box::new(restriction)),
         })
     }
@@ -497,19 +787,32 @@ impl State {
         self.pools.get(pool).map_or(DROP, |slots| slots.id)
     }
 
-    fn number(&self, frontend: &Frontend) -> u32 {
+    fn number(&self, key: &FrontendKey, frontend: &Frontend) -> u32 {
         match &frontend.action {
             Action::Balance { pool, masquerade } => {
                 let flag = match masquerade {
                     Masquerade::Always => MASQUERADE,
                     Masquerade::NonLocal => MASQUERADE_NON_LOCAL,
                 };
-                flag | self.id(pool)
+                flag | self.by_address(key, pool) | self.id(pool)
             }
-            Action::External { inside, .. } => EXTERNAL | self.id(inside),
+            Action::External { inside, .. } => EXTERNAL | self.by_address(key, inside) | self.id(inside),
             Action::Reject => REFUSE,
             Action::Drop => DROP,
         }
+    }
+
+    /// The flag of frontends whose address has a virtual service of its own. That of a mark does not translate ports where it
+    /// remembers clients (`ip_vs_sched_persist`), so a node port that is to has one for each of the node's addresses.
+    fn by_address(&self, key: &FrontendKey, pool: &PoolKey) -> u32 {
+        if self.layout.purpose != Purpose::Admit {
+            return 0;
+        }
+        let is_one = match key.destination {
+            Destination::Address(_) => !self.foreign.contains(key),
+            Destination::NodePort => self.pools.get(pool).is_some_and(Slots::has_affinity),
+        };
+        if is_one { BY_ADDRESS } else { 0 }
     }
 
     /// Every element that the kernel should have now.
@@ -518,7 +821,11 @@ impl State {
             .classes
             .iter()
             .map(|(class, known)| Entry::Class(known.number, *class));
-        Self::fixed().into_iter().chain(classes).chain(self.of_services())
+        Self::fixed(self.layout.purpose)
+            .iter()
+            .copied()
+            .chain(classes)
+            .chain(self.of_services())
     }
 
     /// Those that are there for Services and the node.
@@ -543,9 +850,32 @@ impl State {
         pools
             .chain(frontends)
             .chain(outside)
+            .chain(
+                self.marks
+                    .written
+                    .keys()
+                    .map(|id| Entry::Mark(*id, mark_of(self.layout.family, *id))),
+            )
+            .chain(self.vips.written.keys().map(|ip| Entry::Vip(*ip)))
             .chain(self.hairpins.written.keys().map(|ip| Entry::Hairpin(*ip)))
             .chain(self.cluster_ips.iter().map(|ip| Entry::ClusterIp(*ip)))
             .chain(self.node_addresses.iter().map(|ip| Entry::NodeAddress(*ip)))
+    }
+}
+
+/// A node port at one of the node's addresses.
+fn at(key: &FrontendKey, address: IpAddr) -> FrontendKey {
+    FrontendKey {
+        destination: Destination::Address(address),
+        ..*key
+    }
+}
+
+/// The address of a frontend, if the node is to have it for its own by a route for it alone.
+fn vip(own: &OwnAddresses, key: &FrontendKey, written: &Written) -> Option<IpAddr> {
+    match key.destination {
+        Destination::Address(address) => (written.balances() && !own.have(address)).then_some(address),
+        Destination::NodePort => None,
     }
 }
 

@@ -98,6 +98,28 @@ pub(super) fn has_flag(flag: u32) -> Vec<E> {
     rule
 }
 
+/// Adds a flag to the packet's number.
+pub(super) fn set_flag(flag: u32) -> Vec<E> {
+    change_number(!flag, flag)
+}
+
+/// Takes a flag from the packet's number.
+pub(super) fn without_flag(flag: u32) -> Vec<E> {
+    change_number(!flag, 0)
+}
+
+fn change_number(mask: u32, xor: u32) -> Vec<E> {
+    vec![
+        E::MetaLoad(Meta::Priority, R0),
+        E::Bitwise {
+            at: R0,
+            mask: number(mask),
+            xor: number(xor),
+        },
+        E::MetaSet(Meta::Priority, R0),
+    ]
+}
+
 pub(super) fn mark() -> Vec<E> {
     vec![
         E::MetaLoad(Meta::Mark, R0),

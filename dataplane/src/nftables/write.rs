@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::entry::{Class, Entry, Map};
 use super::failed;
-use super::layout::{COUNTERS, Chain, deputy, deputy_chains, table};
+use super::layout::{Chain, Layout, deputy_chains};
 use super::picks::class_chains;
 use super::pool::Stages;
 use super::sets::{affinity_seconds, affinity_set, set};
@@ -12,7 +12,6 @@ use super::snapshot::Snapshot;
 use super::state::{Change, State};
 use super::words::PROTOCOLS;
 use crate::backend::{Error, Report};
-use crate::model::Family;
 use crate::netlink::expression::Expression;
 use crate::netlink::nftables::{Batch, Element, Hook, SET_ANONYMOUS, SET_CONSTANT, SetSpec, TableName};
 use crate::netlink::socket::Socket;
@@ -43,7 +42,7 @@ impl Unsent {
     /// What of a table that was read will not be as it should after a change. `wanted` are the chains that are there
     /// whatever Services there are.
     pub(super) fn repair(snapshot: &Snapshot, wanted: Vec<Chain>, state: &State, change: &Change) -> Self {
-        let family = state.family;
+        let family = state.layout.family;
         let is_new = |class: &&Class| change.new_classes.iter().any(|(new, _)| new == *class);
         let mut chains = wanted;
         let classes = state.classes.keys().filter(|class| !is_new(class));
@@ -83,7 +82,13 @@ impl Unsent {
         Self {
             missing: missing.map(|chain| (chain.name.clone(), chain.hook)).collect(),
             chains,
-            missing_counters: COUNTERS.into_iter().filter(is_missing).collect(),
+            missing_counters: state
+                .layout
+                .counters()
+                .iter()
+                .copied()
+                .filter(is_missing)
+                .collect(),
             missing_sets: used.difference(&found).copied().collect(),
             strays,
             stray_sets,
@@ -95,7 +100,7 @@ impl Unsent {
 /// Sends transactions and counts them.
 pub(super) struct Writing<'a> {
     socket: &'a mut Socket,
-    pub(super) family: Family,
+    pub(super) layout: Layout,
     table: TableName,
     /// What the ruleset's generation is if nobody else has changed it.
     generation: Option<u32>,
@@ -103,11 +108,11 @@ pub(super) struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    pub(super) fn new(socket: &'a mut Socket, family: Family, generation: Option<u32>) -> Self {
+    pub(super) fn new(socket: &'a mut Socket, layout: Layout, generation: Option<u32>) -> Self {
         Self {
             socket,
-            family,
-            table: table(family),
+            layout,
+            table: layout.table(),
             generation,
             report: Report::default(),
         }
@@ -146,7 +151,7 @@ impl<'a> Writing<'a> {
     pub(super) fn make(&mut self, wanted: &[Chain], state: &State, change: &Change) -> Result<(), Error> {
         let mut batch = self.batch();
         batch.add_table();
-        put_layout(&mut batch, wanted, self.family, &mut 0);
+        put_layout(&mut batch, wanted, self.layout, &mut 0);
         self.commit(batch)?;
         self.send(change, Unsent::default())?;
         // Nothing gets anywhere before the second round.
@@ -190,10 +195,10 @@ impl<'a> Writing<'a> {
         if snapshot.has_deputy {
             self.remove_deputy(&[])?;
         }
-        let deputies = deputy_chains(wanted.to_vec());
-        self.table = deputy(self.family);
+        let deputies = deputy_chains(self.layout, wanted.to_vec());
+        self.table = self.layout.deputy();
         self.make(&deputies, state, change)?;
-        self.table = table(self.family);
+        self.table = self.layout.table();
         self.remove_table(&old)?;
         self.make(wanted, state, change)?;
         let hung = deputies.into_iter().filter(|chain| chain.hook.is_some());
@@ -202,9 +207,9 @@ impl<'a> Writing<'a> {
 
     /// Removes the table that stands in.
     pub(super) fn remove_deputy(&mut self, hung: &[String]) -> Result<(), Error> {
-        self.table = deputy(self.family);
+        self.table = self.layout.deputy();
         let removed = self.remove_table(hung);
-        self.table = table(self.family);
+        self.table = self.layout.table();
         removed
     }
 
@@ -235,7 +240,7 @@ impl<'a> Writing<'a> {
             .iter()
             .for_each(|name| batch.add_counter(name));
         for seconds in &unsent.missing_sets {
-            batch.add_set(&affinity_set(*seconds, self.family));
+            batch.add_set(&affinity_set(*seconds, self.layout.family));
         }
         for (name, hook) in &unsent.missing {
             batch.add_chain(name, *hook);
@@ -277,9 +282,9 @@ impl<'a> Writing<'a> {
         for (class, number) in &change.new_classes {
             if let Some(seconds) = class.seconds() {
                 // Adding one that is there changes nothing.
-                batch.add_set(&affinity_set(seconds, self.family));
+                batch.add_set(&affinity_set(seconds, self.layout.family));
             }
-            for chain in class_chains(*class, self.family) {
+            for chain in class_chains(*class, self.layout.family) {
                 if there.contains(&chain.name) {
                     batch.flush_chain(&chain.name);
                 }
@@ -292,22 +297,24 @@ impl<'a> Writing<'a> {
     fn remove_classes(&self, batch: &mut Batch, change: &Change) {
         for (class, number) in &change.old_classes {
             put_elements(batch, &[Entry::Class(*number, *class)], false);
-            let chains = class_chains(*class, self.family);
+            let chains = class_chains(*class, self.layout.family);
             chains.iter().for_each(|chain| batch.flush_chain(&chain.name));
             chains.iter().for_each(|chain| batch.delete_chain(&chain.name));
         }
         for seconds in &change.old_timeouts {
-            batch.delete_set(&affinity_set(*seconds, self.family).name);
+            batch.delete_set(&affinity_set(*seconds, self.layout.family).name);
         }
     }
 }
 
 /// What a table has whatever Services there are.
-pub(super) fn put_layout(batch: &mut Batch, wanted: &[Chain], family: Family, anonymous: &mut u32) {
-    COUNTERS.iter().for_each(|name| batch.add_counter(name));
-    Map::ALL.iter().for_each(|map| batch.add_set(&set(*map, family)));
+pub(super) fn put_layout(batch: &mut Batch, wanted: &[Chain], layout: Layout, anonymous: &mut u32) {
+    layout.counters().iter().for_each(|name| batch.add_counter(name));
+    layout
+        .maps()
+        .for_each(|map| batch.add_set(&set(map, layout.family)));
     wanted.iter().for_each(|chain| put_chain(batch, chain, anonymous));
-    put_elements(batch, &State::fixed(), true);
+    put_elements(batch, State::fixed(layout.purpose), true);
 }
 
 /// A chain with its rules.

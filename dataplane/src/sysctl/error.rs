@@ -123,12 +123,21 @@ pub enum Error {
     },
 }
 
-/// What to do when a parameter does not exist.
-pub(super) fn missing_hint(name: &Name) -> &'static str {
+/// What to do when a parameter does not exist. `has_ipvs`: whether others of IPVS do.
+pub(super) fn missing_hint(name: &Name, has_ipvs: bool) -> &'static str {
     let name = name.as_str();
     let begins = |prefix: &str| name.starts_with(prefix);
-    if begins("net.ipv4.vs.") {
-        "the kernel has no IPVS loaded; load it on the host (modprobe ip_vs), or take it out of the policy"
+    if begins("net.ipv4.vs.lblc") && has_ipvs {
+        "its scheduler is not loaded; load it on the host (modprobe ip_vs_lblc or ip_vs_lblcr), or take it out of the \
+         policy"
+    } else if name == "net.ipv4.vs.conntrack" && has_ipvs {
+        "the kernel's IPVS is built without CONFIG_IP_VS_NFCT, and nothing that IPVS forwards can be masqueraded; use a \
+         kernel with it, or another mode"
+    } else if begins("net.ipv4.vs.") && has_ipvs {
+        "the kernel's IPVS is a version without it; use a newer kernel, or take it out of the policy"
+    } else if begins("net.ipv4.vs.") {
+        "the kernel has no IPVS loaded; install the kernel's package that has the module ip_vs and load it on the host \
+         (modprobe ip_vs), or choose another mode and take it out of the policy"
     } else if begins("net.netfilter.") {
         "the kernel has no connection tracking loaded, or a version without this; load it on the host (modprobe \
          nf_conntrack), or take it out of the policy"

@@ -80,7 +80,7 @@ impl ProcSys {
 
     fn missing(&self, name: &Name) -> Error {
         let hint = if self.root.join("net").is_dir() {
-            missing_hint(name)
+            missing_hint(name, self.root.join("net/ipv4/vs").is_dir())
         } else {
             "there are no network parameters at all where the agent looks for them; is /proc mounted?"
         };

@@ -202,7 +202,7 @@ fn no_failure_stops_the_rest() {
     assert_eq!(node.value(UDP), "10");
     let failures = failures(&outcome).join("\n");
     for said in [
-        "net.ipv4.vs.conntrack does not exist: the kernel has no IPVS loaded; load it on the host (modprobe ip_vs)",
+        "net.ipv4.vs.conntrack does not exist: the kernel has no IPVS loaded; install the kernel's package that has the module ip_vs",
         "net.ipv4.neigh.default.gc_thresh1 does not exist: it exists only in the machine's first network namespace",
         "net.ipv6.conf.all.forwarding does not exist: this kernel has no IPv6",
         "net.ipv4.conf.eth0/100.rp_filter is not set: '/' may not be in the name",
@@ -211,6 +211,61 @@ fn no_failure_stops_the_rest() {
     ] {
         assert!(failures.contains(said), "{said:?} is not in\n{failures}");
     }
+}
+
+#[test]
+fn what_a_loaded_ipvs_lacks_is_told_from_an_ipvs_that_is_not_loaded() {
+    let node = Node::new(&[("net.ipv4.vs.expire_nodest_conn", "0")]);
+    let policy = wanted([
+        ("net.ipv4.vs.conntrack", "1"),
+        ("net.ipv4.vs.est_nice", "1"),
+        ("net.ipv4.vs.expire_nodest_conn", "1"),
+        ("net.ipv4.vs.lblcr_expiration", "1"),
+    ]);
+    let outcome = node.sysctls().apply(&policy);
+    assert_eq!(node.value("net.ipv4.vs.expire_nodest_conn"), "1");
+    let said = failures(&outcome);
+    let expected = [
+        "CONFIG_IP_VS_NFCT",
+        "use a newer kernel",
+        "modprobe ip_vs_lblc or ip_vs_lblcr",
+    ];
+    assert_eq!(said.len(), expected.len());
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.contains(expected), "{expected:?} is not in {said:?}");
+    }
+}
+
+#[test]
+fn what_is_wanted_for_good_is_not_put_back() {
+    let forward = "net.ipv4.ip_forward";
+    let for_good = BTreeMap::from([(forward.to_owned(), Wanted::ForGood("1".to_owned()))]);
+    let node = Node::new(&[(forward, "0")]);
+    let mut sysctls = node.sysctls();
+    assert_eq!(
+        changes(&sysctls.apply(&for_good)),
+        [(forward, "0", "1", Why::Set)]
+    );
+    assert!(!node.state_file().exists(), "nothing to remember");
+    node.set(forward, "0");
+    assert_eq!(
+        changes(&sysctls.apply(&for_good)),
+        [(forward, "0", "1", Why::Set)]
+    );
+    assert!(changes(&sysctls.restore_all()).is_empty());
+    assert_eq!(node.value(forward), "1");
+
+    // A policy that names it has it put back; not if it was wanted for good after that.
+    node.set(forward, "0");
+    sysctls.apply(&wanted([(forward, "1")]));
+    assert_eq!(
+        changes(&sysctls.restore_all()),
+        [(forward, "1", "0", Why::Restored)]
+    );
+    sysctls.apply(&wanted([(forward, "1")]));
+    sysctls.apply(&for_good);
+    assert!(changes(&sysctls.restore_all()).is_empty());
+    assert_eq!(node.value(forward), "1");
 }
 
 #[test]

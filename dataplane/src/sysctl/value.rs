@@ -12,6 +12,8 @@ pub enum Wanted {
     Exactly(String),
     /// A number not below this one: a higher one that is there already stays.
     AtLeast(u64),
+    /// This value, and it stays when nobody wants it any more: by then others may rely on it, and nothing tells who.
+    ForGood(String),
 }
 
 impl From<&str> for Wanted {
@@ -30,7 +32,7 @@ impl Wanted {
     /// The value that is written when one has to be.
     pub(super) fn text(&self) -> String {
         match self {
-            Self::Exactly(value) => normal(value),
+            Self::Exactly(value) | Self::ForGood(value) => normal(value),
             Self::AtLeast(number) => number.to_string(),
         }
     }
@@ -38,13 +40,15 @@ impl Wanted {
     /// Whether `present` is as wanted.
     pub(super) fn is_met_by(&self, present: &str) -> bool {
         match self {
-            Self::Exactly(value) => same(value, present),
+            Self::Exactly(value) | Self::ForGood(value) => same(value, present),
             Self::AtLeast(number) => present.parse().is_ok_and(|present: u64| present >= *number),
         }
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
-        let Self::Exactly(value) = self else { return Ok(()) };
+        let (Self::Exactly(value) | Self::ForGood(value)) = self else {
+            return Ok(());
+        };
         let printable = value
             .chars()
             .all(|c| c == '\t' || c == ' ' || c.is_ascii_graphic());

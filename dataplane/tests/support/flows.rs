@@ -3,6 +3,7 @@
 
 pub mod families;
 pub mod file;
+pub mod packets;
 pub mod state;
 pub mod words;
 pub mod world;

@@ -8,9 +8,12 @@
 )]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod cost;
 pub mod flows;
+pub mod ipvs;
 pub mod namespace;
 pub mod network;
 pub mod node;
 pub mod sctp;
 pub mod talk;
+pub mod virtual_server;

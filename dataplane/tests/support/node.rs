@@ -272,7 +272,7 @@ impl Node {
 
     pub fn teardown(&mut self) {
         let host = self.host.clone();
-        host.run(|| self.backend.teardown()).unwrap();
+        host.run(|| self.backend.teardown(None)).unwrap();
     }
 
     /// What iptables-save prints of a table, without its comments.

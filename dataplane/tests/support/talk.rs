@@ -119,6 +119,11 @@ impl Connection {
         Ok(Self(BufReader::new(stream)))
     }
 
+    /// A connection that somebody else made.
+    pub fn of(stream: TcpStream) -> Self {
+        Self(BufReader::new(stream))
+    }
+
     pub fn ask(&mut self) -> io::Result<Answer> {
         self.0.get_mut().write_all(b"?\n")?;
         let mut line = String::new();

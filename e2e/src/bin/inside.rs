@@ -1,4 +1,4 @@
-//! `inside`: boots the test kernel and runs a program of e2e in it, on the wire of a control plane when that is wanted.
+//! `inside`: boots the test kernel on the wire of a control plane and runs a program of e2e in it.
 
 use std::{
     ffi::OsString,
@@ -8,25 +8,17 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use pointsman_e2e::{
-    ControlPlane, Fabric, Options, Toolchain,
-    inside::{self, Guest},
-};
-use pointsman_test_kernel::{Kernel, Options as KernelOptions, Streams};
+use pointsman_e2e::{ControlPlane, Fabric, Options, Toolchain, inside::Guest};
+use pointsman_test_kernel::{Options as KernelOptions, Streams};
 
-const EXAMPLES: &str = "\
-Examples:
-  inside target/debug/deps/harness-0123456789abcdef pods_on_different_nodes
-  inside --control-plane -- target/debug/deps/kernel-0123456789abcdef --nocapture";
-
-/// Boots the test kernel and runs a test binary in it, after building the agent and kube-proxy. Needs root.
+/// Starts a control plane, boots the test kernel on its wire, and runs a test binary in that, after building the agent and
+/// kube-proxy. Needs root.
 #[derive(Debug, Parser)]
-#[command(name = "inside", after_help = EXAMPLES)]
+#[command(
+    name = "inside",
+    after_help = "Example:\n  inside -- target/debug/deps/kernel-0123456789abcdef --nocapture"
+)]
 struct Arguments {
-    /// Starts a control plane outside, on the wire of the test kernel.
-    #[arg(long)]
-    control_plane: bool,
-
     /// The guest's memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     memory: u32,
@@ -45,20 +37,12 @@ fn main() -> Result<ExitCode> {
     let mut words = arguments.command.into_iter();
     let mut command = Command::new(words.next().context("no command")?);
     command.args(words).envs(std::env::vars_os());
-    let status = if arguments.control_plane {
-        let fabric = Fabric::without_gateway()?;
-        let control_plane = ControlPlane::start(&Toolchain::locate()?, &fabric, Options::default())?;
-        let guest = Guest::boot(&fabric, &control_plane, &options)?;
-        let process = guest.spawn(command, Streams::Inherit)?;
-        process.write(b"")?;
-        process.wait()?
-    } else {
-        inside::build()?;
-        let kernel = Kernel::boot(&options)?;
-        let process = kernel.spawn(&command, Streams::Inherit)?;
-        process.write(b"")?;
-        process.wait()?
-    };
+    let fabric = Fabric::without_gateway()?;
+    let control_plane = ControlPlane::start(&Toolchain::locate()?, &fabric, Options::default())?;
+    let guest = Guest::boot(&fabric, &control_plane, &options)?;
+    let process = guest.spawn(command, Streams::Inherit)?;
+    process.write(b"")?;
+    let status = process.wait()?;
     let code = status.code().or_else(|| Some(128 + status.signal()?));
     Ok(code
         .and_then(|code| u8::try_from(code).ok())

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pointsman_crds::Mode;
-use pointsman_dataplane::backend::{Backend, Error, Report};
+use pointsman_dataplane::backend::{Backend, Error, Remaining, Report};
 use pointsman_dataplane::model::{Diff, Family, ForwardingTable};
 use pointsman_dataplane::netlink::ruleset::Touched;
 
@@ -24,6 +24,8 @@ pub(super) struct FamilyProxy {
     /// The kernel may hold anything: the next write is a full one.
     needs_sync: bool,
     retry: Option<Retry>,
+    /// What the kernel has not got, while it could not be written for that.
+    missing: Option<String>,
 }
 
 struct Retry {
@@ -41,6 +43,7 @@ impl FamilyProxy {
             outcome: Outcome::Pending,
             needs_sync: true,
             retry: None,
+            missing: None,
         }
     }
 
@@ -80,6 +83,20 @@ impl FamilyProxy {
 
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry.as_ref().map(|retry| retry.at)
+    }
+
+    /// Makes the backend, if it can be made; what is wrong is told when it is to write.
+    pub(super) fn prepare(&mut self) {
+        let _ = self.backend();
+    }
+
+    /// Whether it may have something in the kernel; none when nobody knows yet.
+    pub(super) fn has_something(&self) -> Option<bool> {
+        match self.outcome {
+            Outcome::Pending => None,
+            Outcome::Applied | Outcome::Failed(_) | Outcome::Draining => Some(true),
+            Outcome::Unneeded(_) => Some(false),
+        }
     }
 
     /// Whether there is something to write even when nothing changed.
@@ -132,6 +149,7 @@ impl FamilyProxy {
                     tracing::info!(family = %self.family, "the kernel holds the table again");
                 }
                 self.outcome = Outcome::Applied;
+                self.missing = None;
                 self.needs_sync = false;
                 self.retry = None;
                 true
@@ -151,6 +169,12 @@ impl FamilyProxy {
 
     fn fail(&mut self, error: &Error, table: &ForwardingTable) {
         let needed = table.frontends().any(|(key, _)| key.family == self.family);
+        self.missing = match error {
+            Error::MissingKernelFeature { .. } | Error::MissingScheduler(_) if needed => {
+                Some(error.to_string())
+            }
+            _ => None,
+        };
         let outcome = match error {
             Error::MissingKernelFeature { .. } | Error::MissingProgram { .. } if !needed => {
                 Outcome::Unneeded(error.to_string())
@@ -200,17 +224,63 @@ impl FamilyProxy {
         }
     }
 
-    /// Takes everything down; false when something is left, to be tried again.
-    pub(super) fn tear_down(&mut self) -> bool {
-        match self.backend().and_then(|backend| backend.teardown()) {
+    /// When there is something to do that no change asks for.
+    pub(super) fn tend_at(&self) -> Option<Instant> {
+        let backend = self.backend.as_ref().filter(|_| !self.needs_sync);
+        backend.and_then(|backend| backend.tend_at())
+    }
+
+    /// Does what has become due by itself.
+    pub(super) fn tend(&mut self, now: Instant, metrics: &Metrics) {
+        if self.tend_at().is_none_or(|at| at > now) {
+            return;
+        }
+        if let Err(error) = self.backend().and_then(|backend| backend.tend()) {
+            metrics.failed(self.mode, SyncKind::Partial, self.family);
+            tracing::warn!(family = %self.family, %error, "looking after what leaves failed: writing everything");
+            self.needs_sync = true;
+        }
+    }
+
+    /// What the kernel has not got that the table asks for.
+    pub(super) fn lacking(&self) -> Vec<String> {
+        let backend = self.backend.as_ref();
+        let mut lacking = backend.map(|backend| backend.lacking()).unwrap_or_default();
+        lacking.extend(self.missing.clone());
+        lacking
+    }
+
+    /// Takes everything down, but what established connections still need: at most for so long.
+    pub(super) fn tear_down(&mut self, limit: Option<Duration>) -> TornDown {
+        match self.backend().and_then(|backend| backend.teardown(limit)) {
             // What is not there needs no taking down.
-            Ok(()) | Err(Error::MissingKernelFeature { .. } | Error::MissingProgram { .. }) => true,
+            Ok(Remaining::Nothing)
+            | Err(Error::MissingKernelFeature { .. } | Error::MissingProgram { .. }) => TornDown::Whole,
+            Ok(Remaining::Connections(connections)) => {
+                if self.outcome != Outcome::Draining {
+                    tracing::info!(family = %self.family, mode = %self.mode, connections, "what is left of this mode waits until its connections have ended");
+                    self.outcome = Outcome::Draining;
+                }
+                self.needs_sync = true;
+                TornDown::Draining
+            }
             Err(error) => {
                 tracing::error!(family = %self.family, %error, "taking the rules down failed: trying again");
                 self.outcome = Outcome::Failed(error.to_string());
                 self.needs_sync = true;
-                false
+                TornDown::Failed
             }
         }
     }
+}
+
+/// How far a teardown came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TornDown {
+    /// Nothing is left that has to be looked after.
+    Whole,
+    /// What connections go on with is left.
+    Draining,
+    /// Something is left that should not be.
+    Failed,
 }

@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 
 use pointsman_crds::ProxyPolicySpec;
-use pointsman_dataplane::backend::{Error, Observed, Report};
+use pointsman_dataplane::backend::{Error, Observed, Remaining, Report};
 use pointsman_dataplane::leftover::{Leftover, Place};
 use pointsman_dataplane::model::{
     Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable, FrontendKey, Protocol, Service,
@@ -17,6 +17,8 @@ use super::*;
 use crate::source::{NodeState, Parsed};
 use crate::state::Outcome;
 
+mod ipvs;
+
 /// What a kernel was told, and how it is to behave.
 #[derive(Default)]
 struct Held {
@@ -26,6 +28,11 @@ struct Held {
     fail_apply: bool,
     fail_sync: bool,
     differs: bool,
+    /// What a teardown leaves.
+    connections: u64,
+    tend_at: Option<Instant>,
+    fail_tend: bool,
+    lacking: Vec<String>,
 }
 
 /// A backend that keeps what it was told, to see what the engine does with backends.
@@ -93,11 +100,26 @@ impl Backend for Recorder {
             ..Observed::default()
         })
     }
-    fn teardown(&mut self) -> Result<(), Error> {
+    fn teardown(&mut self, _limit: Option<Duration>) -> Result<Remaining, Error> {
         let mut kernel = self.kernel.lock().unwrap();
         kernel.calls.push("teardown");
         kernel.frontends.clear();
-        Ok(())
+        Ok(match kernel.connections {
+            0 => Remaining::Nothing,
+            some => Remaining::Connections(some),
+        })
+    }
+    fn tend_at(&self) -> Option<Instant> {
+        self.kernel.lock().unwrap().tend_at
+    }
+    fn tend(&mut self) -> Result<(), Error> {
+        let mut kernel = self.kernel.lock().unwrap();
+        kernel.calls.push("tend");
+        kernel.tend_at = None;
+        if kernel.fail_tend { Err(refused()) } else { Ok(()) }
+    }
+    fn lacking(&self) -> Vec<String> {
+        self.kernel.lock().unwrap().lacking.clone()
     }
 }
 
@@ -110,6 +132,8 @@ struct Agent {
     v6: Arc<Mutex<Held>>,
     /// What backends of mode NFTables did, by family.
     nftables: Arc<Mutex<BTreeMap<Family, Arc<Mutex<Held>>>>>,
+    /// The same of mode IPVS.
+    ipvs: Arc<Mutex<BTreeMap<Family, Arc<Mutex<Held>>>>>,
     leftovers: Arc<Mutex<KubeProxys>>,
     _state_dir: tempfile::TempDir,
 }
@@ -139,9 +163,12 @@ impl Agent {
         let kernels = [(Family::V4, Arc::clone(&v4)), (Family::V6, Arc::clone(&v6))];
         let others = Arc::<Mutex<BTreeMap<Family, Arc<Mutex<Held>>>>>::default();
         let nftables = Arc::clone(&others);
+        let ipvs_of = Arc::<Mutex<BTreeMap<Family, Arc<Mutex<Held>>>>>::default();
+        let ipvs = Arc::clone(&ipvs_of);
         let make: MakeBackend = Arc::new(move |mode, family| {
             let kernel = match mode {
                 Mode::NFTables => Arc::clone(others.lock().unwrap().entry(family).or_default()),
+                Mode::IPVS => Arc::clone(ipvs_of.lock().unwrap().entry(family).or_default()),
                 _ => Arc::clone(&kernels.iter().find(|(of, _)| *of == family).unwrap().1),
             };
             Ok(Box::new(Recorder { family, kernel }))
@@ -157,6 +184,8 @@ impl Agent {
             Kernel {
                 make_backend: make,
                 probe: Arc::new(probe),
+                probe_ipvs: Arc::new(|_, _| Capability::Lacking("the kernel lacks IPVS".into())),
+                has_ipvs: Box::new(|| false),
                 release: "6.1.0".into(),
                 look_for_leftovers: Box::new(move |_| looked_at.lock().unwrap().look()),
             },
@@ -177,6 +206,7 @@ impl Agent {
             v4,
             v6,
             nftables,
+            ipvs,
             leftovers,
             _state_dir: state_dir,
         }

@@ -72,6 +72,7 @@ fn a_node_that_forwards_says_so() {
             "Healthy=True",
             "Drifted=False",
             "LeftoverRules=False",
+            "KernelComplete=True",
             "SysctlsApplied=True",
             "InputsValid=True"
         ]
@@ -92,6 +93,13 @@ fn every_fault_has_its_condition() {
     };
     says(&rejected, "Applied=False", "InvalidSettings");
     says(&rejected, "Healthy=True", "Forwarding");
+    let lacking = State {
+        lacking: vec!["the kernel has no IPVS scheduler mh: load the module ip_vs_mh".into()],
+        ..state()
+    };
+    says(&lacking, "KernelComplete=False", "Missing");
+    says(&lacking, "Applied=True", "Applied");
+    says(&starting, "KernelComplete=Unknown", "Starting");
     let failed = FamilyState {
         family: Family::V6,
         outcome: Outcome::Failed("no nat table".into()),

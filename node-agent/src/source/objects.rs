@@ -5,6 +5,7 @@
 //! bad value costs its object, never the watch.
 
 mod node;
+mod scheduler;
 mod service;
 mod service_cidr;
 mod slice;
@@ -37,9 +38,11 @@ const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The annotations that are read.
-const ANNOTATIONS: [&str; 4] = [
+const ANNOTATIONS: [&str; 6] = [
     DIRECT_ACCESS_ANNOTATION,
     TRIGGER_ANNOTATION,
+    scheduler::ANNOTATION,
+    scheduler::FLAGS_ANNOTATION,
     weights::SERVICE_ANNOTATION,
     weights::SLICE_ANNOTATION,
 ];

@@ -17,6 +17,7 @@ fn pools(endpoints: &[&str]) -> Allowed {
     let pool = Pool {
         endpoints: endpoints.collect(),
         affinity: None,
+        scheduler: None,
         draining: Box::default(),
     };
     Allowed::Pools([Some(Arc::new(pool)), None])

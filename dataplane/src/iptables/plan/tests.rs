@@ -173,6 +173,7 @@ fn perform(op: &Op, table: &mut ForwardingTable, diff: &mut Diff) {
                 affinity: more.affinity.then_some(60),
                 direct_access: more.direct_access,
                 weights: Weights::default(),
+                scheduler: None,
                 ports,
                 health_check_port: None,
             };

@@ -34,6 +34,7 @@ fn pool_of(endpoints: &[(&str, bool)]) -> Pool {
     Pool {
         endpoints: endpoints.iter().map(endpoint).collect(),
         affinity: None,
+        scheduler: None,
         draining: Box::default(),
     }
 }
@@ -99,6 +100,7 @@ fn every_endpoint_of_any_pool_has_its_share() {
             &Pool {
                 endpoints,
                 affinity: None,
+                scheduler: None,
                 draining: Box::default(),
             },
             Family::V4,
@@ -238,7 +240,7 @@ proptest! {
             .map(|at| PoolEndpoint { address: format!("10.0.{}.1:80", at % 256).parse().unwrap(), local: at % 3 == 0, share: (1 + at % 7) as u8 })
             .collect();
         let mut rules = Rules::default();
-        pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints, affinity: None, draining: Box::default() }, Family::V4, &mut rules);
+        pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints, affinity: None, scheduler: None, draining: Box::default() }, Family::V4, &mut rules);
         for rule in rules.lines() {
             prop_assert_eq!(normalise(rule), rule);
         }

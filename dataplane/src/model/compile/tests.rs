@@ -3,7 +3,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, port, ready, service, slice};
-use crate::model::{Common, Diff, Endpoint, ForwardingTable, Protocol, Settings, Weight};
+use crate::model::{
+    Common, Diff, Endpoint, ForwardingTable, Protocol, Scheduler, SchedulerKind, Settings, Weight,
+};
 
 fn endpoints(compiled: &Compiled) -> Vec<String> {
     compiled
@@ -630,6 +632,23 @@ fn a_service_weighs_its_workloads_and_slices_come_first() {
             ("10.0.1.3".into(), 3)
         ]
     );
+}
+
+#[test]
+fn both_pools_of_a_service_have_its_scheduler() {
+    let mut web = service("web", &["10.96.0.1"]);
+    web.internal_policy = TrafficPolicy::Local;
+    web.external_ips.push(ip("203.0.113.7"));
+    let mut here = slice(&["10.244.1.1"]);
+    here.endpoints[0].local = true;
+    for kind in [None, Some(SchedulerKind::MaglevHashing)] {
+        web.scheduler = kind.map(Scheduler::from);
+        let compiled = compile(&web, std::slice::from_ref(&here), &context());
+        let pools = compiled.pools.iter();
+        let found: Vec<_> = pools.map(|(key, pool)| (key.policy, pool.scheduler)).collect();
+        let expected = [TrafficPolicy::Cluster, TrafficPolicy::Local].map(|policy| (policy, web.scheduler));
+        assert_eq!(found, expected);
+    }
 }
 
 #[test]

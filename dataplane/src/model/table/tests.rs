@@ -6,7 +6,9 @@ use super::*;
 use crate::model::testing::history::{Objects, step};
 use crate::model::testing::random::{any_context, any_service, any_slices};
 use crate::model::testing::{context, ip, service, slice};
-use crate::model::{Destination, EndpointSlice, Family, Protocol, Service, Weight, compile};
+use crate::model::{
+    Destination, EndpointSlice, Family, Protocol, Scheduler, SchedulerKind, Service, Weight, compile,
+};
 
 fn key(address: &str) -> FrontendKey {
     let address = ip(address);
@@ -44,6 +46,26 @@ fn a_change_of_one_endpoint_is_one_changed_pool() {
     let mut diff = Diff::default();
     put(&mut table, &mut diff, &web, &slice(&["10.0.1.3", "10.0.1.1"]));
     assert!(diff.is_empty(), "the order of endpoints is no change");
+}
+
+#[test]
+fn another_scheduler_is_a_changed_pool_and_another_digest() {
+    let (mut table, mut diff) = (ForwardingTable::default(), Diff::default());
+    let mut web = service("web", &["10.96.0.1"]);
+    let mut seen = Vec::new();
+    let hashing = Scheduler::from(SchedulerKind::MaglevHashing);
+    let by_port = Scheduler {
+        port: true,
+        ..hashing
+    };
+    for scheduler in [None, Some(hashing), Some(by_port)] {
+        web.scheduler = scheduler;
+        put(&mut table, &mut diff, &web, &slice(&["10.0.1.1"]));
+        assert_eq!(diff.pools.len(), 1, "{scheduler:?}");
+        assert!(!seen.contains(&table.digest()), "{scheduler:?}");
+        seen.push(table.digest());
+        diff = Diff::default();
+    }
 }
 
 #[test]

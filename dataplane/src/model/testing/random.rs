@@ -10,9 +10,9 @@ use proptest::sample::{select, subsequence};
 
 use super::ip;
 use crate::model::{
-    Common, Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, NodeFacts,
-    NodePortAddresses, Packet, Protocol, Service, ServiceName, ServicePort, Settings, TrafficPolicy, Weight,
-    Weights,
+    Common, Context, DetectLocal, Endpoint, EndpointPort, EndpointSlice, Family, Ingress, IpvsSettings,
+    NodeFacts, NodePortAddresses, Packet, Protocol, Scheduler, SchedulerKind, Service, ServiceName,
+    ServicePort, Settings, TrafficPolicy, Weight, Weights,
 };
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
@@ -94,12 +94,13 @@ pub(in crate::model) fn any_service() -> impl Strategy<Value = Service> {
         option::of(31_000_u16..31_002),
         prop::bool::weighted(0.1),
         weights(),
+        scheduler(),
     );
     let ports = prop::collection::vec(port, 1..4);
     (any_name(), 0_i64..3, addresses, ports, policy(), policy(), rest).prop_map(
         |(name, created, addresses, ports, internal_policy, external_policy, rest)| {
             let (cluster_ips, external_ips, load_balancer_ips, source_ranges) = addresses;
-            let (affinity, health_check_port, direct_access, weights) = rest;
+            let (affinity, health_check_port, direct_access, weights, scheduler) = rest;
             Service {
                 name,
                 created,
@@ -114,9 +115,19 @@ pub(in crate::model) fn any_service() -> impl Strategy<Value = Service> {
                 health_check_port,
                 direct_access,
                 weights,
+                scheduler,
             }
         },
     )
+}
+
+fn scheduler() -> impl Strategy<Value = Option<Scheduler>> {
+    let hashing = Scheduler {
+        kind: SchedulerKind::MaglevHashing,
+        fallback: true,
+        port: false,
+    };
+    option::weighted(0.3, select(vec![Scheduler::default(), hashing]))
 }
 
 fn weights() -> impl Strategy<Value = Weights> {
@@ -222,6 +233,7 @@ pub(in crate::model) fn any_context() -> impl Strategy<Value = Context> {
                 node_port_addresses,
                 accept_invalid: false,
                 reset_removed,
+                ipvs: IpvsSettings::default(),
             },
         );
     let node = (

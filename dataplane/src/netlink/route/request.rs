@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::super::attribute::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, Writer};
+use super::super::attribute::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, Writer,
+};
 use super::super::conversation::Datagram;
 use super::{
     Change, DELETE_ADDRESS, DELETE_LINK, DELETE_ROUTE, GET_ADDRESS, GET_LINK, GET_ROUTE, LocalRoute,
@@ -39,6 +41,7 @@ impl Batch {
             Change::AddAddress(link, ip) => self.address(NEW_ADDRESS, create, link, ip),
             Change::DeleteAddress(link, ip) => self.address(DELETE_ADDRESS, 0, link, ip),
             Change::AddRoute(of) => self.route(NEW_ROUTE, create, &of),
+            Change::ReplaceRoute(of) => self.route(NEW_ROUTE, NLM_F_CREATE | NLM_F_REPLACE, &of),
             Change::DeleteRoute(of) => self.route(DELETE_ROUTE, 0, &of),
         }
         self.changes.push(change);

@@ -5,10 +5,11 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::super::entry::Map;
-use super::super::number::{MASQUERADE, MASQUERADE_NON_LOCAL};
+use super::super::layout::Layout;
+use super::super::number::{BY_ADDRESS, MASQUERADE, MASQUERADE_NON_LOCAL, REFUSE};
 use super::*;
 use crate::model::testing::history::{Objects, Step, step};
-use crate::model::{Diff, IpPort};
+use crate::model::{Diff, Family, IpPort};
 
 #[derive(Clone, Debug, Default)]
 struct Kernel(HashMap<(Map, Vec<u8>), Entry>);
@@ -66,30 +67,41 @@ impl Kernel {
     }
 
     /// Every frontend leads to endpoints, whatever a packet draws.
-    fn serves(&self) {
+    fn serves(&self, purpose: Purpose) {
         for entry in self.0.values() {
             if let Entry::Frontend(_, number) = *entry {
-                self.leads_somewhere(number);
+                self.leads_somewhere(number, purpose);
             }
         }
     }
 
-    fn leads_somewhere(&self, number: u32) {
+    fn leads_somewhere(&self, number: u32, purpose: Purpose) {
         if number & RESTRICTED != 0 {
             let Some(Entry::Restricted(_, behind)) = self.get(Entry::Restricted(number, 0)) else {
                 panic!("restriction {number:#x} is not there");
             };
             assert_eq!(behind & RESTRICTED, 0);
-            return self.leads_somewhere(behind);
+            return self.leads_somewhere(behind, purpose);
         }
-        let flags = EXTERNAL | MASQUERADE | MASQUERADE_NON_LOCAL;
+        let flags = EXTERNAL | MASQUERADE | MASQUERADE_NON_LOCAL | BY_ADDRESS;
         assert_eq!(number & !(flags | ID), 0);
-        self.picks(number & ID);
-        if number & EXTERNAL != 0 {
+        let by_address = number & BY_ADDRESS != 0;
+        assert!(!by_address || purpose == Purpose::Admit);
+        let is_found = |pool, by_address| match purpose {
+            Purpose::Translate => self.picks(pool),
+            // IPVS has the rest.
+            Purpose::Admit => assert!(
+                by_address || pool == REFUSE || pool == DROP || self.get(Entry::Mark(pool, 0)).is_some(),
+                "pool {pool} has no mark"
+            ),
+        };
+        let is_external = number & EXTERNAL != 0;
+        is_found(number & ID, by_address && !is_external);
+        if is_external {
             let Some(Entry::Outside(_, outside)) = self.get(Entry::Outside(number & ID, 0)) else {
                 panic!("nobody knows where {number:#x} leads from outside");
             };
-            self.picks(outside);
+            is_found(outside, by_address);
         }
     }
 
@@ -133,11 +145,13 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(family: Family) -> Self {
-        let (table, mut state) = (ForwardingTable::default(), State::new(family));
+    fn new(layout: Layout) -> Self {
+        let (table, mut state) = (ForwardingTable::default(), State::new(layout));
         let change = state.become_table(&table).unwrap();
         let mut kernel = Kernel::default();
-        State::fixed().into_iter().for_each(|entry| kernel.add(entry));
+        State::fixed(layout.purpose)
+            .iter()
+            .for_each(|entry| kernel.add(*entry));
         kernel.commit(&change, usize::MAX, |_| ());
         Self {
             objects: Objects::default(),
@@ -153,7 +167,9 @@ impl Agent {
             let mut diff = Diff::default();
             self.objects.take(&mut self.table, &mut diff, step);
             let change = self.state.change(&self.table, &diff).unwrap();
-            self.kernel.commit(&change, limit, Kernel::serves);
+            let purpose = self.state.layout.purpose;
+            self.kernel
+                .commit(&change, limit, |kernel| kernel.serves(purpose));
             if limit == usize::MAX {
                 assert!(self.kernel.has_just(&self.state));
             } else {
@@ -167,7 +183,7 @@ impl Agent {
         let (state, change) = self
             .kernel
             .found()
-            .become_table(&self.table, self.state.family)
+            .become_table(&self.table, State::new(self.state.layout))
             .unwrap();
         self.kernel.commit(&change, limit, look);
         self.state = state;
@@ -179,19 +195,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..8)
 }
 
-fn family() -> impl Strategy<Value = Family> {
-    prop::sample::select(Family::ALL.to_vec())
+fn layout() -> impl Strategy<Value = Layout> {
+    let purpose = prop::sample::select(vec![Purpose::Translate, Purpose::Admit]);
+    let family = prop::sample::select(Family::ALL.to_vec());
+    (purpose, family).prop_map(|(purpose, family)| Layout { purpose, family })
 }
 
 proptest! {
     #[test]
-    fn every_transaction_leaves_what_serves(family in family(), steps in steps()) {
-        Agent::new(family).happen(&steps, usize::MAX);
+    fn every_transaction_leaves_what_serves(layout in layout(), steps in steps()) {
+        Agent::new(layout).happen(&steps, usize::MAX);
     }
 
     #[test]
-    fn a_restart_writes_nothing(family in family(), steps in steps()) {
-        let mut agent = Agent::new(family);
+    fn a_restart_writes_nothing(layout in layout(), steps in steps()) {
+        let mut agent = Agent::new(layout);
         agent.happen(&steps, usize::MAX);
         let before = agent.kernel.clone();
         let change = agent.start_again(usize::MAX, |_| ());
@@ -210,43 +228,45 @@ proptest! {
 
     #[test]
     fn an_agent_goes_on_where_another_was_killed(
-        family in family(),
+        layout in layout(),
         (before, during, after) in (steps(), steps(), steps()),
         (limit, again) in (0..5_usize, 0..5_usize),
     ) {
-        let mut agent = Agent::new(family);
+        let mut agent = Agent::new(layout);
         agent.happen(&before, usize::MAX);
         agent.happen(&during, limit);
-        agent.start_again(again, Kernel::serves);
-        agent.start_again(usize::MAX, Kernel::serves);
+        agent.start_again(again, |kernel| kernel.serves(layout.purpose));
+        agent.start_again(usize::MAX, |kernel| kernel.serves(layout.purpose));
         prop_assert!(agent.kernel.has_just(&agent.state));
         agent.happen(&after, usize::MAX);
     }
 
     #[test]
     fn whatever_others_did_is_repaired(
-        family in family(),
+        layout in layout(),
         (before, others, after) in (steps(), steps(), steps()),
         (taken, put) in (prop::collection::vec(any::<Index>(), 0..8), prop::collection::vec(any::<Index>(), 0..8)),
     ) {
-        let mut agent = Agent::new(family);
+        let mut agent = Agent::new(layout);
         agent.happen(&before, usize::MAX);
-        let mut other = Agent::new(family);
+        let mut other = Agent::new(layout);
         other.happen(&others, usize::MAX);
         let mut theirs: Vec<Entry> = other.kernel.0.into_values().collect();
         theirs.sort_unstable_by_key(|entry| format!("{entry:?}"));
         for index in taken {
             let mut places: Vec<_> = agent.kernel.0.keys().cloned().collect();
             places.sort_unstable_by_key(|place| format!("{place:?}"));
-            agent.kernel.0.remove(index.get(&places));
+            if !places.is_empty() {
+                agent.kernel.0.remove(index.get(&places));
+            }
         }
-        for index in put {
+        for index in put.into_iter().filter(|_| !theirs.is_empty()) {
             let entry = *index.get(&theirs);
             agent.kernel.0.insert(Kernel::place(&entry), entry);
         }
         agent.start_again(usize::MAX, |_| ());
         prop_assert!(agent.kernel.has_just(&agent.state));
-        agent.kernel.serves();
+        agent.kernel.serves(layout.purpose);
         agent.happen(&after, usize::MAX);
     }
 }

@@ -139,6 +139,10 @@ pub struct Service {
     /// Of workloads.
     #[serde(default)]
     pub weights: BTreeMap<String, u8>,
+    /// Of mode IPVS; the policy's, where it is not given.
+    pub scheduler: Option<String>,
+    #[serde(default)]
+    pub scheduler_flags: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

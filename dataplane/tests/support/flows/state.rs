@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use pointsman_dataplane::model::{
     self, Common, Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, ForwardingTable,
-    NodeFacts, NodePortAddresses, Protocol, ServiceName, ServicePort, Settings, Target, Verdict, Weight,
-    Weights, compile,
+    IpvsSettings, NodeFacts, NodePortAddresses, Protocol, Scheduler, ServiceName, ServicePort, Settings,
+    Target, Verdict, Weight, Weights, compile,
 };
 
 use super::families::Families;
@@ -212,6 +212,11 @@ impl State {
                 node_port_addresses,
                 accept_invalid: false,
                 reset_removed: false,
+                // Nothing that is gone is in the way of the next case.
+                ipvs: IpvsSettings {
+                    graceful: Some(0),
+                    ..IpvsSettings::default()
+                },
             },
             node: NodeFacts {
                 internal_ips: match &self.node.internal_ips {
@@ -260,6 +265,15 @@ impl State {
             health_check_port: written.health_check_node_port,
             direct_access: written.direct_access,
             weights,
+            scheduler: match &written.scheduler {
+                Some(scheduler) => {
+                    let flags = written.scheduler_flags.iter().map(String::as_str);
+                    let bad = |error| format!("Service {name}: {error}");
+                    Some(Scheduler::parse(scheduler, flags).map_err(bad)?)
+                }
+                None if written.scheduler_flags.is_empty() => None,
+                None => return Err(format!("Service {name}: schedulerFlags without scheduler")),
+            },
         })
     }
 

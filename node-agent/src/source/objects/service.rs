@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     DIRECT_ACCESS_ANNOTATION, PROXY_NAME_LABEL, address, annotation, label, list, metadata, name, port,
-    protocol, range, weights,
+    protocol, range, scheduler, weights,
 };
 use crate::source::Parsed;
 
@@ -189,6 +189,11 @@ impl SlimService {
         let weights = annotation(&self.metadata, weights::SERVICE_ANNOTATION).map(weights::of_service);
         let (weights, problem) = weights.unwrap_or_default();
         problems.extend(problem.map(|problem| format!("Service {name}: {problem}")));
+        let (scheduler, problem) = scheduler::of_service(
+            annotation(&self.metadata, scheduler::ANNOTATION),
+            annotation(&self.metadata, scheduler::FLAGS_ANNOTATION),
+        );
+        problems.extend(problem.map(|problem| format!("Service {name}: {problem}")));
         let created = self
             .metadata
             .creation_timestamp
@@ -207,6 +212,7 @@ impl SlimService {
             health_check_port,
             direct_access,
             weights,
+            scheduler,
         };
         // Without a ClusterIP it is not allocated yet, or headless.
         let object = (!service.cluster_ips.is_empty()).then_some(service);

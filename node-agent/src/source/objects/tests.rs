@@ -498,6 +498,69 @@ fn a_service_says_what_its_workloads_weigh() {
 }
 
 #[test]
+fn a_service_names_its_scheduler() {
+    let of = |annotations: Value| {
+        let mut object = web();
+        object["metadata"]["annotations"] = annotations;
+        let parsed = service(object);
+        let scheduler = parsed.object.unwrap().scheduler;
+        (scheduler.map(|scheduler| scheduler.to_string()), parsed.problems)
+    };
+    let named = |name: &str| of(json!({"pointsman.dev/scheduler": name}));
+    let flagged = |name: &str, flags: &str| {
+        of(json!({"pointsman.dev/scheduler": name, "pointsman.dev/scheduler-flags": flags}))
+    };
+    for (found, scheduler) in [
+        (of(json!({})), None),
+        (named("wlc"), Some("wlc")),
+        (named(" rr\n"), Some("rr")),
+        (flagged("lc", " ,"), Some("lc")),
+        (flagged("mh", "port"), Some("mh (port)")),
+        (flagged("sh", "Fallback, Port"), Some("sh (fallback,port)")),
+    ] {
+        assert_eq!(found, (scheduler.map(str::to_owned), Vec::new()));
+    }
+    // What is bad leaves the Service to the policy, and says what there is.
+    for (found, said) in [
+        (
+            named("WLC"),
+            "pointsman.dev/scheduler: there is no scheduler \"WLC\", only rr, wrr, lc, wlc, fo, ovf, lblc, lblcr, dh, sh, mh, \
+             sed, nq, twos;",
+        ),
+        (
+            named(""),
+            "pointsman.dev/scheduler: there is no scheduler \"\", only",
+        ),
+        (
+            flagged("mh", "port,ports"),
+            "pointsman.dev/scheduler-flags: there is no scheduler's flag \"ports\", only fallback and port;",
+        ),
+        (
+            flagged("wlc", "port"),
+            "pointsman.dev/scheduler-flags: scheduler wlc has no flag \"port\": only sh and mh have flags",
+        ),
+        (
+            of(json!({"pointsman.dev/scheduler-flags": "port"})),
+            "pointsman.dev/scheduler-flags is there without pointsman.dev/scheduler, which has to say sh or mh;",
+        ),
+        (named(&"x".repeat(200_000)), "there is no scheduler \"xxx"),
+    ] {
+        let (scheduler, problems) = found;
+        assert_eq!((scheduler, problems.len()), (None, 1), "{problems:?}");
+        let problem = &problems[0];
+        assert!(
+            problem.starts_with("Service shop/web: ") && problem.contains(said),
+            "{problem}"
+        );
+        assert!(
+            problem.ends_with("uses the policy's scheduler; mend the annotation"),
+            "{problem}"
+        );
+        assert!(problem.len() < 400, "{problem}");
+    }
+}
+
+#[test]
 fn conditions_of_endpoints_that_come_and_go() {
     let conditions = |conditions: Value| {
         let parsed = slice(json!({
