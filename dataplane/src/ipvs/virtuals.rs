@@ -250,6 +250,11 @@ impl Virtuals {
         Some(self.usual_options(key, &held.asked.pool).scheduler.kind)
     }
 
+    /// What the policy says.
+    pub(super) fn settings(&self) -> IpvsSettings {
+        self.settings
+    }
+
     /// The family.
     pub(super) fn family(&self) -> Family {
         self.family
