@@ -33,7 +33,8 @@ impl Binary {
 /// Whether this process has built them already.
 static BUILT: Mutex<bool> = Mutex::new(false);
 
-/// Where the program is, built from the present sources: a test never runs yesterday's agent.
+/// Where the program is, built from the present sources: a test never runs yesterday's agent. In the test kernel it is
+/// what was built before the kernel was booted ([`crate::inside`]).
 ///
 /// # Errors
 /// When it does not compile.
