@@ -12,12 +12,17 @@
 //! # Ok(()) }
 //! ```
 
-use std::{env, fs::File, path::Path, process::Command};
+use std::{
+    env,
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 use pointsman_test_kernel::{GuestProcess, Kernel, Options, Streams};
 
-use crate::{Access, ControlPlane, Fabric, Program, Toolchain, binaries, control_plane::Paths};
+use crate::{Access, ControlPlane, Fabric, Program, Toolchain, binaries, control_plane::Paths, network::Tap};
 
 /// Makes this test binary run in the test kernel, with a control plane outside that [`inside::join`](crate::inside::join) leads to:
 /// one line at the top of a file in `tests/`. Without a control plane it is `pointsman_test_kernel::run_inside!`.
@@ -37,8 +42,10 @@ const CARD: &str = "vec0";
 /// A booted test kernel on the wire of a control plane. It ends when dropped.
 #[derive(Debug)]
 pub struct Guest {
+    // The kernel goes before its card.
     kernel: Kernel,
-    outside: std::path::PathBuf,
+    _tap: Tap,
+    outside: PathBuf,
 }
 
 impl Guest {
@@ -48,7 +55,7 @@ impl Guest {
     /// When a program cannot be built, or the kernel does not boot.
     pub fn boot(fabric: &Fabric, control_plane: &ControlPlane, options: &Options) -> Result<Self> {
         build()?;
-        fabric.tap(TAP)?;
+        let tap = fabric.tap(TAP)?;
         let mut options = Options {
             taps: vec![TAP.to_owned()],
             namespace: Some(fabric.wire().handle()),
@@ -59,7 +66,11 @@ impl Guest {
             .folder()
             .write("outside.json", serde_json::to_vec(control_plane.paths())?)?;
         let kernel = Kernel::boot(&options)?;
-        Ok(Self { kernel, outside })
+        Ok(Self {
+            kernel,
+            _tap: tap,
+            outside,
+        })
     }
 
     /// Starts a program in it, which can [`join`] the fabric.

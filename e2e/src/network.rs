@@ -232,15 +232,19 @@ impl Fabric {
         ip::batch(&self.wire, [format!("link set {interface} master {BRIDGE} up")])
     }
 
-    /// Makes a tap device that is part of the wire, for the card of a machine. It goes with its namespace.
-    pub(crate) fn tap(&self, name: &str) -> Result<()> {
+    /// Makes a tap device that is part of the wire, for the card of a machine.
+    pub(crate) fn tap(&self, name: &str) -> Result<Tap> {
         ip::batch(
             &self.wire,
             [
                 format!("tuntap add dev {name} mode tap"),
                 format!("link set {name} master {BRIDGE} up"),
             ],
-        )
+        )?;
+        Ok(Tap {
+            wire: self.wire.clone(),
+            name: name.to_owned(),
+        })
     }
 
     /// The bridge's namespace, to look at (`tcpdump`) or to attach something else to (a tap device).
@@ -284,6 +288,20 @@ impl Fabric {
         carrier::wait(namespace, WIRE_INTERFACE)?;
         carrier::wait_for_neighbours(namespace, WIRE_INTERFACE, v6)?;
         Ok(addresses)
+    }
+}
+
+/// A tap device on the wire; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    wire: Netns,
+    name: String,
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // It goes with its namespace at the latest.
+        let _ = ip::batch(&self.wire, [format!("link delete {}", self.name)]);
     }
 }
 
