@@ -73,6 +73,17 @@ pub(super) struct Written {
     is_gone: bool,
 }
 
+/// Which endpoints stay for the connections that they have when they leave a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stay {
+    /// All of TCP and SCTP, and of UDP those that still serve.
+    Connected,
+    /// Of UDP those that still serve.
+    Draining,
+    /// None: dh would go on to pick them, and refuse.
+    Never,
+}
+
 /// When a service is looked at.
 #[derive(Clone, Copy, Debug)]
 struct Look {
@@ -83,7 +94,7 @@ struct Look {
 /// Commands, by when they are to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Commands {
-    /// Before packets are led to what they make.
+    /// Before packets are led to what they make. What they remove has weight 0.
     pub(super) grow: Vec<Command>,
     /// After packets are no longer led to what they remove.
     pub(super) shrink: Vec<Command>,
@@ -250,6 +261,11 @@ impl Virtuals {
         Some(self.usual_options(key, &held.asked.pool).scheduler.kind)
     }
 
+    /// What the policy says.
+    pub(super) fn settings(&self) -> IpvsSettings {
+        self.settings
+    }
+
     /// The family.
     pub(super) fn family(&self) -> Family {
         self.family
@@ -300,7 +316,7 @@ impl Virtuals {
             return;
         };
         let usual = self.usual_options(&key, &asked.pool);
-        let grace = self.grace(usual.scheduler.kind);
+        let stay = self.stay(usual.scheduler.kind);
         let is_new = !self.written.contains_key(&key);
         if is_new {
             commands.grow.push(Command::NewService(usual.service(key)));
@@ -317,7 +333,7 @@ impl Virtuals {
         }
         written.protocol = asked.owner.protocol;
         written.owner = Some(asked.owner);
-        written.become_pool(key, Arc::clone(&asked.pool), existing, now, grace, commands);
+        written.become_pool(key, Arc::clone(&asked.pool), existing, now, stay, commands);
         let leaves = !written.leaving.is_empty();
         let (before, drains) = (written.options, written.drains());
         let options = self.options(&key, &asked.pool, leaves);
@@ -334,13 +350,24 @@ impl Virtuals {
         }
     }
 
-    /// Whether endpoints that leave stay for their connections. dh would go on to pick them, and refuse.
-    fn grace(&self, kind: SchedulerKind) -> bool {
-        self.settings.graceful != Some(0) && kind != SchedulerKind::DestinationHashing
+    /// Which endpoints of a service that is asked for stay when they leave.
+    fn stay(&self, kind: SchedulerKind) -> Stay {
+        match kind {
+            SchedulerKind::DestinationHashing => Stay::Never,
+            _ => self.grace(),
+        }
+    }
+
+    fn grace(&self) -> Stay {
+        match self.settings.graceful {
+            Some(0) => Stay::Draining,
+            _ => Stay::Connected,
+        }
     }
 
     /// Lets a service go that nobody asks for.
     fn leave(&mut self, key: ServiceKey, existing: Existing<'_>, now: Instant, commands: &mut Commands) {
+        let stay = self.grace();
         let Some(written) = self.written.get_mut(&key) else {
             return;
         };
@@ -348,8 +375,7 @@ impl Virtuals {
             commands.left.push(key);
         }
         if written.drains() {
-            let grace = self.settings.graceful != Some(0);
-            written.become_pool(key, pool_of(Vec::new()), existing, now, grace, commands);
+            written.become_pool(key, pool_of(Vec::new()), existing, now, stay, commands);
         } else {
             written.leaving.clear();
         }
@@ -403,10 +429,12 @@ impl Virtuals {
         now: Instant,
         commands: &mut Commands,
     ) {
+        let stay = self.grace();
         let Some(written) = self.written.get_mut(&key) else {
             return;
         };
-        written.drop_removed(key, existing, commands);
+        let known = written.known(existing);
+        written.drop_leaving(key, known.as_deref(), stay, &mut commands.shrink);
         if written.leaving.is_empty() && written.is_gone {
             self.leave(key, existing, now, commands);
         } else {
@@ -533,7 +561,7 @@ impl Written {
         let endpoints = &self.pool.endpoints;
         let place = endpoints.binary_search_by_key(&address, |endpoint| endpoint.address);
         match place.ok().and_then(|place| endpoints.get(place)) {
-            Some(endpoint) => Some(endpoint.share.into()),
+            Some(endpoint) => Some(weight(&self.pool, endpoint)),
             None => self.leaving.contains_key(&address).then_some(0),
         }
     }
@@ -550,74 +578,84 @@ impl Written {
         pool: Arc<Pool>,
         existing: Existing<'_>,
         now: Instant,
-        grace: bool,
+        stay: Stay,
         commands: &mut Commands,
     ) {
-        if !Arc::ptr_eq(&self.pool, &pool) {
-            let before = std::mem::replace(&mut self.pool, Arc::clone(&pool));
-            for endpoint in &pool.endpoints {
-                let destination = destination(endpoint.address, endpoint.share.into());
-                let known = before
-                    .endpoints
-                    .binary_search_by_key(&endpoint.address, |old| old.address);
-                let share = known
-                    .ok()
-                    .and_then(|at| before.endpoints.get(at))
-                    .map(|old| old.share);
-                if self.leaving.remove(&endpoint.address).is_some() {
-                    commands.grow.push(Command::SetDestination(key, destination));
-                } else if share.is_none() {
-                    commands.grow.push(Command::NewDestination(key, destination));
-                } else if share != Some(endpoint.share) {
-                    commands.grow.push(Command::SetDestination(key, destination));
-                }
-            }
-            for old in &before.endpoints {
-                let stays = pool
-                    .endpoints
-                    .binary_search_by_key(&old.address, |endpoint| endpoint.address)
-                    .is_ok();
-                if stays {
-                    continue;
-                }
-                let waits = self.drains() && grace;
-                if waits || pool.draining.binary_search(&old.address).is_ok() {
-                    let quiet = destination(old.address, 0);
-                    commands.shrink.push(Command::SetDestination(key, quiet));
-                    self.leaving.insert(old.address, now);
-                } else {
-                    let address = old.address.into();
-                    commands.shrink.push(Command::DeleteDestination(key, address));
-                }
+        let known = self.known(existing);
+        let before = std::mem::replace(&mut self.pool, Arc::clone(&pool));
+        let is_other = !Arc::ptr_eq(&before, &pool);
+        for endpoint in pool.endpoints.iter().filter(|_| is_other) {
+            let wanted = weight(&pool, endpoint);
+            let destination = destination(endpoint.address, wanted);
+            let place = before
+                .endpoints
+                .binary_search_by_key(&endpoint.address, |old| old.address);
+            let found = place.ok().and_then(|at| before.endpoints.get(at));
+            let found = found.map(|old| weight(&before, old));
+            if self.leaving.remove(&endpoint.address).is_some() {
+                commands.grow.push(Command::SetDestination(key, destination));
+            } else if found.is_none() {
+                commands.grow.push(Command::NewDestination(key, destination));
+            } else if found != Some(wanted) {
+                commands.grow.push(Command::SetDestination(key, destination));
             }
         }
-        self.drop_removed(key, existing, commands);
+        // No packet is led to them, but some schedulers would refuse in their stead.
+        self.drop_leaving(key, known.as_deref(), stay, &mut commands.grow);
+        for old in before.endpoints.iter().filter(|_| is_other) {
+            let goes_on = pool
+                .endpoints
+                .binary_search_by_key(&old.address, |endpoint| endpoint.address);
+            if goes_on.is_ok() {
+                continue;
+            }
+            if self.stays(old.address, known.as_deref(), stay) {
+                let quiet = destination(old.address, 0);
+                commands.shrink.push(Command::SetDestination(key, quiet));
+                self.leaving.insert(old.address, now);
+            } else {
+                let address = old.address.into();
+                commands.shrink.push(Command::DeleteDestination(key, address));
+            }
+        }
     }
 
-    /// Removes endpoints that leave and need not wait for their connections: of TCP those that are known to exist no more, of
-    /// UDP those that serve no more.
-    fn drop_removed(&mut self, key: ServiceKey, existing: Existing<'_>, commands: &mut Commands) {
-        if self.leaving.is_empty() {
-            return;
-        }
-        let known = match self.protocol {
+    /// The addresses of which it is known that they exist, and no others.
+    fn known(&self, existing: Existing<'_>) -> Option<Arc<[IpPort]>> {
+        match self.protocol {
             Protocol::Tcp => self.owner.as_ref().and_then(existing),
             Protocol::Udp | Protocol::Sctp => None,
+        }
+    }
+
+    /// Whether an endpoint that leaves stays for the connections that it has.
+    fn stays(&self, address: IpPort, known: Option<&[IpPort]>, stay: Stay) -> bool {
+        let is_draining = self.pool.draining.binary_search(&address).is_ok();
+        let stays = match stay {
+            Stay::Connected => self.drains() || is_draining,
+            Stay::Draining => is_draining,
+            Stay::Never => false,
         };
-        let (drains, pool) = (self.drains(), &self.pool);
-        self.leaving.retain(|address, _| {
-            let stays = match (&known, drains) {
-                (Some(known), _) => known.binary_search(address).is_ok(),
-                (None, true) => true,
-                (None, false) => pool.draining.binary_search(address).is_ok(),
-            };
+        stays && known.is_none_or(|known| known.binary_search(&address).is_ok())
+    }
+
+    /// Removes endpoints of weight 0 that do not stay.
+    fn drop_leaving(
+        &mut self,
+        key: ServiceKey,
+        known: Option<&[IpPort]>,
+        stay: Stay,
+        commands: &mut Vec<Command>,
+    ) {
+        let mut leaving = std::mem::take(&mut self.leaving);
+        leaving.retain(|address, _| {
+            let stays = self.stays(*address, known, stay);
             if !stays {
-                commands
-                    .shrink
-                    .push(Command::DeleteDestination(key, (*address).into()));
+                commands.push(Command::DeleteDestination(key, (*address).into()));
             }
             stays
         });
+        self.leaving = leaving;
     }
 }
 
@@ -636,11 +674,22 @@ fn destination(address: IpPort, weight: u32) -> Destination {
     Destination::new(address.into(), weight)
 }
 
+/// The weight of an endpoint.
+fn weight(pool: &Pool, endpoint: &PoolEndpoint) -> u32 {
+    u32::from(endpoint.share) * u32::from(pool.unit)
+}
+
 fn pool_of(endpoints: Vec<PoolEndpoint>) -> Arc<Pool> {
     Arc::new(Pool {
         endpoints: endpoints.into(),
         affinity: None,
         scheduler: None,
+        unit: 1,
         draining: Box::default(),
     })
 }
+
+#[cfg(test)]
+mod kernel;
+#[cfg(test)]
+mod tests;

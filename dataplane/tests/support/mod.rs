@@ -9,6 +9,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod cost;
+pub mod crowd;
 pub mod flows;
 pub mod ipvs;
 pub mod namespace;

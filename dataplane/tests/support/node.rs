@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use pointsman_dataplane::backend::{Backend, Observed, Report};
 use pointsman_dataplane::iptables::{Iptables, Programs, Variant};
+use pointsman_dataplane::ipvs::Ipvs;
 use pointsman_dataplane::model::{
     Context, DetectLocal, Diff, Endpoint, EndpointPort, EndpointSlice, Family, ForwardingTable, NodeFacts,
     NodePortAddresses, Protocol, Service, ServiceName, ServicePort, Settings, compile,
 };
 use pointsman_dataplane::nftables::Nftables;
 
+use super::ipvs::PARAMETERS;
 use super::namespace::Namespace;
 use super::talk::serve;
 
@@ -70,6 +72,7 @@ impl Addresses {
 pub enum Mode {
     Iptables(Variant),
     Nftables,
+    Ipvs,
 }
 
 impl Mode {
@@ -77,6 +80,7 @@ impl Mode {
         match self {
             Self::Iptables(variant) => Box::new(iptables(variant, family, folder)),
             Self::Nftables => Box::new(Nftables::new(family)),
+            Self::Ipvs => Box::new(Ipvs::new(family)),
         }
     }
 }
@@ -100,6 +104,11 @@ impl Node {
     pub fn new(mode: Mode, family: Family) -> Self {
         let [client, host, pod, servers] = [(); 4].map(|()| Namespace::new());
         host.become_router();
+        if mode == Mode::Ipvs {
+            for (name, value) in PARAMETERS {
+                host.sysctl(name, value);
+            }
+        }
         for (name, other) in [("client0", &client), ("pod0", &pod), ("servers0", &servers)] {
             host.join(name, other, "eth0");
         }
@@ -164,7 +173,7 @@ impl Node {
     fn variant(&self) -> Variant {
         match self.mode {
             Mode::Iptables(variant) => variant,
-            Mode::Nftables => panic!("there is no iptables in mode nftables"),
+            other => panic!("there is no iptables in mode {other:?}"),
         }
     }
 
@@ -216,6 +225,26 @@ impl Node {
 
     /// Notes a Service with these endpoints in the table; those of the pod's address are local.
     pub fn set(&mut self, service: &Service, endpoints: &[IpAddr]) {
+        let endpoints = endpoints.iter().map(|address| self.endpoint(*address)).collect();
+        self.set_endpoints(service, endpoints);
+    }
+
+    /// An endpoint that is ready.
+    pub fn endpoint(&self, address: IpAddr) -> Endpoint {
+        Endpoint {
+            address,
+            ready: true,
+            serving: true,
+            terminating: false,
+            local: address == self.at.pod,
+            for_nodes: None,
+            unplaced: false,
+            common: None,
+        }
+    }
+
+    /// The same with endpoints of which more is said.
+    pub fn set_endpoints(&mut self, service: &Service, endpoints: Vec<Endpoint>) {
         let slice = EndpointSlice {
             family: self.family,
             ports: service
@@ -227,19 +256,7 @@ impl Node {
                     port: TARGET,
                 })
                 .collect(),
-            endpoints: endpoints
-                .iter()
-                .map(|&address| Endpoint {
-                    address,
-                    ready: true,
-                    serving: true,
-                    terminating: false,
-                    local: address == self.at.pod,
-                    for_nodes: None,
-                    unplaced: false,
-                    common: None,
-                })
-                .collect(),
+            endpoints,
         };
         let compiled = compile(service, [&slice], self.table.context());
         assert!(compiled.problems.is_empty(), "{:?}", compiled.problems);

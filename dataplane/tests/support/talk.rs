@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc::{EALREADY, EINPROGRESS, EISCONN};
 use pointsman_dataplane::model::Protocol;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::namespace::Namespace;
 use super::sctp;
@@ -122,6 +122,13 @@ impl Connection {
     /// A connection that somebody else made.
     pub fn of(stream: TcpStream) -> Self {
         Self(BufReader::new(stream))
+    }
+
+    /// Ends it by a reset, which is forgotten sooner than an end of both sides.
+    pub fn reset(self) {
+        SockRef::from(self.0.get_ref())
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
     }
 
     pub fn ask(&mut self) -> io::Result<Answer> {
