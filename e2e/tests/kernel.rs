@@ -1,6 +1,10 @@
 //! Whether the harness tells the truth in the test kernel as well: nodes with IPVS, and a control plane outside of it.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
+};
 
 use anyhow::{Context, Result, ensure};
 use pointsman_dataplane::{
@@ -8,7 +12,9 @@ use pointsman_dataplane::{
     netlink::ipvs::{Ipvs, ServiceKey},
 };
 use pointsman_e2e::{
-    NodeNet, Peer, PeerMode, PeerOptions, Toolchain, inside,
+    Fabric, NodeNet, Peer, PeerMode, PeerOptions, Toolchain,
+    bench::ipvs::{Tap, Watcher},
+    inside,
     traffic::{Client, Outcome, Protocol, serve},
 };
 
@@ -100,6 +106,40 @@ fn kube_proxy_in_ipvs_mode_serves_pods_nodes_and_the_outside() -> Result<()> {
             "kube-proxy did not end by itself"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn what_a_node_says_to_ipvs_is_counted_and_what_ipvs_has_is_seen() -> Result<()> {
+    let fabric = Fabric::new()?;
+    let node = fabric.node("node-1")?;
+    let (tap, watcher) = (Tap::on(&node)?, Watcher::on(&node)?);
+    let began = SystemTime::now();
+    let ipvsadm = |words: &str| -> Result<()> {
+        let status = node.command("ipvsadm").args(words.split(' ')).status()?;
+        ensure!(status.success(), "ipvsadm {words}");
+        Ok(())
+    };
+    let (vip, first, second) = ("10.96.0.1:80", "10.244.9.2:8080", "10.244.9.3:8080");
+    ipvsadm(&format!("-A -t {vip} -s rr"))?;
+    ipvsadm(&format!("-a -t {vip} -r {first} -m"))?;
+    let counts = tap.counts();
+    assert_eq!((counts.ipvs_commands, counts.ipvs_added), (2, 2), "{counts:?}");
+    let took = tap.until_last_command(began)?;
+    assert!(took > Duration::ZERO && took <= began.elapsed()?, "{took:?}");
+    assert!(watcher.leads_to(vip.parse()?, first.parse()?)?);
+    // It has arrived when nothing but the new one gets connections.
+    ipvsadm(&format!("-a -t {vip} -r {second} -m"))?;
+    assert!(!watcher.leads_to(vip.parse()?, second.parse()?)?);
+    let (asked, seen) = watcher.watch(vip.parse()?, second.parse()?, LIMIT, || {
+        let asked = Instant::now();
+        ipvsadm(&format!("-e -t {vip} -r {first} -m -w 0"))?;
+        Ok(asked)
+    })?;
+    assert!(seen.arrived > asked && !seen.gaps.is_empty());
+    assert_eq!(watcher.count()?, (1, 2));
+    let since = tap.counts().since(&counts).without_questions(watcher.asked());
+    assert_eq!((since.ipvs_commands, since.ipvs_added), (2, 1), "{since:?}");
     Ok(())
 }
 
