@@ -8,7 +8,10 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := target/tools/bin/cargo-deny
 
 BENCH ?= iptables
-SIZES ?= 100x10 1000x10$(if $(filter nftables,$(BENCH)), 10000x10)
+SIZES_iptables := 100x10 1000x10
+SIZES_nftables := 100x10 1000x10 10000x10
+SIZES_ipvs := 1000x10 10000x10
+SIZES ?= $(SIZES_$(BENCH))
 SEED ?= 1
 STEPS ?= 400
 FUZZ_SECONDS ?= 60
@@ -39,7 +42,8 @@ test: packages ## Run everything: unit tests, packets in namespaces, a real cont
 	cargo test --workspace --no-fail-fast
 
 .PHONY: bench
-bench: packages ## Measure beside kube-proxy: BENCH=iptables|nftables SIZES="100x10 1000x10"
+bench: packages ## Measure beside kube-proxy: BENCH=iptables|nftables|ipvs SIZES="100x10 1000x10"
+	cargo build --release --package pointsman-e2e --bin bench-inside
 	cargo run --release --package pointsman-e2e --bin bench -- --bench $(BENCH) --sizes "$(SIZES)"
 
 .PHONY: differential

@@ -307,6 +307,23 @@ impl Ipvs {
         Ok(differences)
     }
 
+    /// Timeouts that the policy says otherwise.
+    fn other_timeouts(&mut self, settings: IpvsSettings) -> Result<Option<String>, Error> {
+        let wanted = timeouts(settings);
+        if wanted == Timeouts::default() {
+            return Ok(None);
+        }
+        let found = self.socket()?.timeouts()?;
+        let differs = [
+            (wanted.tcp, found.tcp),
+            (wanted.tcp_fin, found.tcp_fin),
+            (wanted.udp, found.udp),
+        ]
+        .into_iter()
+        .any(|(wanted, found)| wanted != 0 && wanted != found);
+        Ok(differs.then(|| format!("the timeouts of IPVS are {found:?}, not as the policy says")))
+    }
+
     /// Schedulers that the kernel has got since it was asked last.
     fn new_schedulers(&mut self) -> Vec<String> {
         let lacking: Vec<SchedulerKind> = self.lacking.iter().copied().collect();
@@ -324,6 +341,7 @@ impl Ipvs {
         let mut observed = self.front.observe()?;
         let mut differences = self.compare(virtuals)?;
         differences.extend(self.routes.differences()?);
+        differences.extend(self.other_timeouts(virtuals.settings())?);
         differences.extend(self.new_schedulers());
         for difference in differences {
             if observed.differences.len() < SPELLED_OUT {
@@ -407,12 +425,13 @@ impl Backend for Ipvs {
 
     fn sync(&mut self, table: &ForwardingTable) -> Result<Report, Error> {
         self.draining_since = None;
+        let mut replaced = false;
         loop {
             match self.try_sync(table) {
                 Err(Error::MissingScheduler(kind)) if self.lacking.insert(kind) => {
                     tracing::warn!(family = %self.family, scheduler = %kind, "the kernel has no such scheduler");
                 }
-                Err(_) if self.front.is_beyond_repair() => {}
+                Err(_) if self.front.is_beyond_repair() && !replaced => replaced = true,
                 other => return other,
             }
         }
@@ -580,18 +599,7 @@ impl Work<'_> {
     }
 
     fn set_timeouts(&mut self) -> Result<(), Error> {
-        let IpvsSettings {
-            tcp_timeout,
-            tcp_fin_timeout,
-            udp_timeout,
-            ..
-        } = self.table.context().settings.ipvs;
-        // 0 leaves what is.
-        let timeouts = Timeouts {
-            tcp: tcp_timeout.unwrap_or(0),
-            tcp_fin: tcp_fin_timeout.unwrap_or(0),
-            udp: udp_timeout.unwrap_or(0),
-        };
+        let timeouts = timeouts(self.table.context().settings.ipvs);
         if timeouts == Timeouts::default() {
             return Ok(());
         }
@@ -604,6 +612,15 @@ impl Work<'_> {
             bytes: front.bytes + self.bytes,
             iptables: None,
         }
+    }
+}
+
+/// The timeouts that a policy wants; 0 leaves what is.
+fn timeouts(settings: IpvsSettings) -> Timeouts {
+    Timeouts {
+        tcp: settings.tcp_timeout.unwrap_or(0),
+        tcp_fin: settings.tcp_fin_timeout.unwrap_or(0),
+        udp: settings.udp_timeout.unwrap_or(0),
     }
 }
 

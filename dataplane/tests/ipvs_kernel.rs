@@ -20,8 +20,8 @@ use support::virtual_server::{Network, client, ends};
 
 pointsman_test_kernel::run_inside!();
 
-const SCHEDULERS: [&str; 13] = [
-    "rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq",
+const SCHEDULERS: [&str; 14] = [
+    "rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "twos",
 ];
 
 #[test]

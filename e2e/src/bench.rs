@@ -13,6 +13,7 @@
 //! | processor time, memory, rules | [`usage`], [`rules`] |
 //! | one side measured, step by step | [`measure()`] |
 //! | ours alone, with many Services from files | [`alone`] |
+//! | mode IPVS, in the test kernel | [`ipvs`] |
 //! | the file, the table, the plot, and what is to be reached | [`report`], [`table`], [`plot`], [`targets`] |
 //!
 //! # What the times mean
@@ -32,6 +33,7 @@ pub mod alone;
 pub mod backends;
 pub mod commits;
 pub mod interrupt;
+pub mod ipvs;
 pub mod load;
 pub mod machine;
 pub mod measure;
@@ -57,7 +59,7 @@ use anyhow::{Context as _, Result};
 use crate::binaries::{self, Binary};
 
 pub use self::{
-    backends::Backends,
+    backends::{Backends, Places},
     commits::Commits,
     load::{Load, Probe},
     measure::measure,
@@ -107,7 +109,7 @@ pub fn run(
         progress(&format!("{size}: starting a control plane"));
         let ground = Ground::new(&toolchain)?;
         let site = Site::install(&ground, progress)?;
-        let load = Load::create(&site.writer, size, &ground.backends, progress)?;
+        let load = Load::create(&site.writer, size, ground.backends.places(), progress)?;
         for contest in &plan.contests {
             let side = |subject| {
                 let context = || format!("{subject} with {size} ({contest})");

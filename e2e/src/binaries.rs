@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use pointsman_test_kernel::cargo;
+use pointsman_test_kernel::{cargo, within};
 
 use crate::toolchain::target_directory;
 
@@ -33,7 +33,8 @@ impl Binary {
 /// Whether this process has built them already.
 static BUILT: Mutex<bool> = Mutex::new(false);
 
-/// Where the program is, built from the present sources: a test never runs yesterday's agent.
+/// Where the program is, built from the present sources: a test never runs yesterday's agent. In the test kernel it is
+/// what was built before the kernel was booted ([`crate::inside`]).
 ///
 /// # Errors
 /// When it does not compile.
@@ -42,7 +43,8 @@ pub fn find(binary: Binary) -> Result<PathBuf> {
     let executable = env::current_exe().context("finding out which program this is")?;
     let release = executable.starts_with(target.join("release"));
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    if !*built {
+    // In the test kernel it was built before.
+    if !*built && !within::is_inside() {
         cargo::build(&target, release, &["pointsman-agent", "pointsman-operator"])?;
         *built = true;
     }

@@ -8,7 +8,7 @@
 //! | how it comes about and changes, by a seed | [`generate`], [`random`] |
 //! | what is sent after each step | [`packets`] |
 //! | whether two outcomes are the same | [`seen`] |
-//! | the differences that are meant, and why | [`intended`] |
+//! | the differences that are meant, and why | [`intended`], `defects` |
 //! | the smallest cluster that shows a difference | [`shrink`] |
 //! | a node with servers and clients around it | [`side`] |
 //! | both sides under one API server | [`arena`], [`store`] |
@@ -17,6 +17,7 @@
 //! [`side`], [`arena`] and [`store`] do what has to be done outside of this process; everything else is pure.
 
 pub mod arena;
+mod defects;
 pub mod generate;
 pub mod intended;
 pub mod marker;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Agent, ControlPlane, NodeNet, Operator, Program, Toolchain, agent::Source};
+use crate::{Access, Agent, ControlPlane, NodeNet, Operator, Program, Toolchain, agent::Source};
 
 /// The namespace that the charts are installed to.
 pub const NAMESPACE: &str = "pointsman-system";
@@ -90,10 +90,7 @@ impl<'a> Installation<'a> {
     /// # Errors
     /// When there is no such account or Node.
     pub fn agent_kubeconfig(&self, node: &NodeNet) -> Result<PathBuf> {
-        let token = self
-            .control_plane
-            .token(AGENT_ACCOUNT, NAMESPACE, Some(node.name()))?;
-        self.control_plane.kubeconfig_for_token(&token)
+        agent_kubeconfig(self.control_plane, node)
     }
 
     /// Starts the agent of a node with the chart's service account.
@@ -103,4 +100,13 @@ impl<'a> Installation<'a> {
     pub fn agent(&self, node: &NodeNet) -> Result<Agent> {
         Agent::start(node, Source::Kubeconfig(&self.agent_kubeconfig(node)?))
     }
+}
+
+/// [`Installation::agent_kubeconfig`] where somebody else has installed the charts.
+///
+/// # Errors
+/// When there is no such account or Node.
+pub fn agent_kubeconfig(access: &Access, node: &NodeNet) -> Result<PathBuf> {
+    let token = access.token(AGENT_ACCOUNT, NAMESPACE, Some(node.name()))?;
+    access.kubeconfig_for_token(&token)
 }

@@ -6,6 +6,7 @@
 //! - [`traffic`] holds the servers and clients that say whether packets go where they should.
 //! - [`Agent`] and [`Operator`] are Pointsman's programs; [`Installation`] is its charts, with programs that use
 //!   the chart's service accounts; [`Cluster`] is all of it on some nodes, with a Service.
+//! - [`inside`] is all of it in the test kernel, which has IPVS, with the control plane outside.
 //! - [`Peer`] is kube-proxy, the program that Pointsman is compared with; [`differential`] does that with random
 //!   clusters.
 //!
@@ -36,10 +37,10 @@ pub mod control_plane;
 pub mod differential;
 pub mod external;
 pub mod http;
+pub mod inside;
 pub mod installation;
 pub mod ip;
 pub mod iptables;
-pub mod kernel_node;
 pub mod manifests;
 pub mod netns;
 pub mod network;
@@ -61,11 +62,10 @@ pub mod workload;
 
 pub use agent::Agent;
 pub use cluster::Cluster;
-pub use control_plane::{ControlPlane, Options};
+pub use control_plane::{Access, ControlPlane, Options};
 pub use external::ExternalHost;
 pub use installation::Installation;
 pub use iptables::IptablesVariant;
-pub use kernel_node::KernelNode;
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use network::Fabric;

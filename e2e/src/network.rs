@@ -5,23 +5,22 @@
 //! |---|---|
 //! | the wire's gateway, which knows no way out | 192.168.77.1, fd00:77::1 |
 //! | the control plane | 192.168.77.2, fd00:77::2 |
+//! | who talks to the control plane from within the test kernel | 192.168.77.3, fd00:77::3 |
 //! | node number N (from 1), its pods | 192.168.77.(10+N), 10.244.N.0/24, fd00:10:244:N::/64 |
 //! | outside hosts | 192.168.77.200 and up |
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, Weak},
+    sync::Mutex,
 };
 
 use anyhow::{Context, Result, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
-use pointsman_test_kernel::{Kernel, Options as KernelOptions};
 
 use crate::{
     carrier,
     external::ExternalHost,
     ip,
-    kernel_node::{self, KernelNode, Tap},
     netns::{Netns, WeakNetns},
     nft,
     node::{NodeNet, PodRange},
@@ -66,6 +65,7 @@ pub const WIRE_INTERFACE: &str = "eth0";
 const BRIDGE: &str = "wire";
 const GATEWAY: u8 = 1;
 const CONTROL_PLANE: u8 = 2;
+const VISITOR: u8 = 3;
 const FIRST_NODE: u8 = 11;
 const FIRST_EXTERNAL: u8 = 200;
 
@@ -87,7 +87,7 @@ pub struct Fabric {
 
 #[derive(Debug, Default)]
 struct Members {
-    nodes: Vec<(Reach, PodRange, Addresses)>,
+    nodes: Vec<(WeakNetns, PodRange, Addresses)>,
     externals: Vec<WeakNetns>,
 }
 
@@ -111,50 +111,42 @@ impl Members {
     }
 }
 
-/// How a node is told of ways to others. It is not kept alive.
-#[derive(Debug)]
-enum Reach {
-    Namespace(WeakNetns),
-    Kernel(Weak<Kernel>),
-}
-
-impl Reach {
-    fn batch(&self, commands: impl IntoIterator<Item = String>) -> Result<()> {
-        match self {
-            Self::Namespace(namespace) => match namespace.upgrade() {
-                Some(namespace) => ip::batch(&namespace, commands),
-                None => Ok(()),
-            },
-            Self::Kernel(kernel) => match kernel.upgrade() {
-                Some(kernel) => kernel_node::batch(&kernel, commands),
-                None => Ok(()),
-            },
-        }
-    }
-}
-
 impl Fabric {
     /// Makes the wire. Any number of fabrics can exist at a time; they do not see each other.
     ///
     /// # Errors
     /// When not root or when a program is missing: says what to do.
     pub fn new() -> Result<Self> {
+        let fabric = Self::without_gateway()?;
+        let Addresses { v4, v6 } = on_wire(GATEWAY);
+        ip::batch(
+            &fabric.wire,
+            [
+                format!("addr add {v4}/24 dev {BRIDGE}"),
+                format!("addr add {v6}/64 dev {BRIDGE} nodad"),
+            ],
+        )?;
+        nft::run(&fabric.wire, NO_WAY_OUT)?;
+        Ok(fabric)
+    }
+
+    /// A wire for what is to be joined with a fabric in the test kernel, which has the gateway.
+    ///
+    /// # Errors
+    /// As [`Fabric::new`].
+    pub fn without_gateway() -> Result<Self> {
         requirements::check()?;
         let wire = Netns::new("the wire")?;
         sysctl::write(&wire, sysctl::HOST)?;
         sysctl::write_where_known(&wire, sysctl::PLAIN_BRIDGE)?;
-        let Addresses { v4, v6 } = on_wire(GATEWAY);
         ip::batch(
             &wire,
             [
                 // No snooping: IPv6 asks for neighbours by multicast, which has to reach every port.
                 format!("link add {BRIDGE} type bridge mcast_snooping 0"),
                 format!("link set {BRIDGE} up"),
-                format!("addr add {v4}/24 dev {BRIDGE}"),
-                format!("addr add {v6}/64 dev {BRIDGE} nodad"),
             ],
         )?;
-        nft::run(&wire, NO_WAY_OUT)?;
         Ok(Self {
             wire,
             members: Mutex::default(),
@@ -174,33 +166,14 @@ impl Fabric {
         let pods = PodRange::of(number);
         ip::batch(&namespace, members.ways())?;
         self.lead_to(&members, pods, addresses)?;
-        let reach = Reach::Namespace(namespace.downgrade());
-        members.nodes.push((reach, pods, addresses));
+        members.nodes.push((namespace.downgrade(), pods, addresses));
         NodeNet::new(name, namespace, addresses, pods)
-    }
-
-    /// Adds a node with the next number that runs on the test kernel, which is built when it is missing.
-    ///
-    /// # Errors
-    /// When it cannot be built or does not boot, or at the 189th node.
-    pub fn kernel_node(&self, name: &str, options: &KernelOptions) -> Result<KernelNode> {
-        let mut members = self.members()?;
-        let (number, place) = members.next_node()?;
-        let tap = Tap::on(&self.wire, BRIDGE, place)?;
-        let (addresses, pods) = (on_wire(place), PodRange::of(number));
-        let ways = ways_out().into_iter().chain(members.ways());
-        let node = KernelNode::boot(name, options, tap, addresses, pods, ways)?;
-        carrier::wait(&self.wire, &format!("tap{place}"))?;
-        self.lead_to(&members, pods, addresses)?;
-        let reach = Reach::Kernel(Arc::downgrade(node.kernel()));
-        members.nodes.push((reach, pods, addresses));
-        Ok(node)
     }
 
     /// Tells everybody the way to a new node's pods.
     fn lead_to(&self, members: &Members, pods: PodRange, addresses: Addresses) -> Result<()> {
-        for (other, ..) in &members.nodes {
-            other.batch(pods.routes_via(addresses))?;
+        for other in members.nodes.iter().filter_map(|(other, ..)| other.upgrade()) {
+            ip::batch(&other, pods.routes_via(addresses))?;
         }
         // So that the gateway's "unreachable" finds its way back to a pod.
         ip::batch(&self.wire, pods.routes_via(addresses))?;
@@ -234,6 +207,44 @@ impl Fabric {
         let namespace = Netns::new("the control plane")?;
         let addresses = self.join(&namespace, CONTROL_PLANE)?;
         Ok((namespace, addresses))
+    }
+
+    /// Makes a namespace for clients of a control plane that is elsewhere on the wire. One per fabric.
+    pub(crate) fn visitor(&self) -> Result<Netns> {
+        let namespace = Netns::new("clients of the control plane")?;
+        self.join(&namespace, VISITOR)?;
+        Ok(namespace)
+    }
+
+    /// Makes an interface of this process' own namespace part of the wire: what is behind it is on the wire as well.
+    pub(crate) fn extend(&self, interface: &str) -> Result<()> {
+        let output = std::process::Command::new("ip")
+            .args(["link", "set", interface, "netns"])
+            .arg(self.wire.path())
+            .env("PATH", requirements::search_path())
+            .output()
+            .context("starting `ip`")?;
+        ensure!(
+            output.status.success(),
+            "moving {interface} to the wire: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        ip::batch(&self.wire, [format!("link set {interface} master {BRIDGE} up")])
+    }
+
+    /// Makes a tap device that is part of the wire, for the card of a machine.
+    pub(crate) fn tap(&self, name: &str) -> Result<Tap> {
+        ip::batch(
+            &self.wire,
+            [
+                format!("tuntap add dev {name} mode tap"),
+                format!("link set {name} master {BRIDGE} up"),
+            ],
+        )?;
+        Ok(Tap {
+            wire: self.wire.clone(),
+            name: name.to_owned(),
+        })
     }
 
     /// The bridge's namespace, to look at (`tcpdump`) or to attach something else to (a tap device).
@@ -277,6 +288,20 @@ impl Fabric {
         carrier::wait(namespace, WIRE_INTERFACE)?;
         carrier::wait_for_neighbours(namespace, WIRE_INTERFACE, v6)?;
         Ok(addresses)
+    }
+}
+
+/// A tap device on the wire; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    wire: Netns,
+    name: String,
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // It goes with its namespace at the latest.
+        let _ = ip::batch(&self.wire, [format!("link delete {}", self.name)]);
     }
 }
 

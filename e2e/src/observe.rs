@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::ControlPlane;
+use crate::Access;
 
 /// Between two looks. Each starts a kubectl, which takes as long as this.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -43,7 +43,7 @@ pub fn condition(object: &Value, type_: &str) -> Condition {
     }
 }
 
-impl ControlPlane {
+impl Access {
     /// An object, or none when there is none of this name.
     ///
     /// # Errors

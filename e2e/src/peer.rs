@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::{ControlPlane, NodeNet, Process, Program, Toolchain, http, network::CLUSTER_CIDRS};
+use crate::{Access, NodeNet, Process, Program, Toolchain, http, network::CLUSTER_CIDRS};
 
 /// How kube-proxy forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum PeerMode {
     Iptables,
     /// `mode: nftables`.
     Nftables,
-    /// `mode: ipvs`; the machine's own kernel has no ip_vs.
+    /// `mode: ipvs`; in the test kernel ([`crate::inside`]).
     Ipvs,
 }
 
@@ -27,6 +27,9 @@ impl PeerMode {
         }
     }
 }
+
+/// The scheduler of mode ipvs, which is also kube-proxy's own choice.
+pub const SCHEDULER: &str = "rr";
 
 /// Choices about kube-proxy.
 #[derive(Clone, Debug)]
@@ -73,11 +76,11 @@ impl Peer {
     /// When it cannot be built or started. Whether it works: [`Peer::wait_until_healthy`].
     pub fn start(
         toolchain: &Toolchain,
-        control_plane: &ControlPlane,
+        access: &Access,
         node: &NodeNet,
         options: &PeerOptions,
     ) -> Result<Self> {
-        let config = configuration(control_plane, node, options);
+        let config = configuration(access, node, options);
         let config = node
             .folder()
             .write("kube-proxy.json", serde_json::to_vec_pretty(&config)?)?;
@@ -134,7 +137,7 @@ fn local(port: u16) -> SocketAddr {
     (std::net::Ipv4Addr::LOCALHOST, port).into()
 }
 
-fn configuration(control_plane: &ControlPlane, node: &NodeNet, options: &PeerOptions) -> serde_json::Value {
+fn configuration(access: &Access, node: &NodeNet, options: &PeerOptions) -> serde_json::Value {
     // It takes 0 for its default of 1 s (SetDefaults_KubeProxyConfiguration).
     let period = format!("{}ms", options.min_sync_period.as_millis().max(1));
     let sync = json!({"minSyncPeriod": period, "syncPeriod": "30s"});
@@ -142,7 +145,7 @@ fn configuration(control_plane: &ControlPlane, node: &NodeNet, options: &PeerOpt
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": options.mode.name(),
-        "clientConnection": {"kubeconfig": control_plane.kube_proxy_kubeconfig()},
+        "clientConnection": {"kubeconfig": access.kube_proxy_kubeconfig()},
         "hostnameOverride": node.name(),
         "bindAddress": node.addresses().v4,
         "healthzBindAddress": format!("0.0.0.0:{HEALTH_PORT}"),
@@ -151,7 +154,7 @@ fn configuration(control_plane: &ControlPlane, node: &NodeNet, options: &PeerOpt
         "clusterCIDR": CLUSTER_CIDRS.join(","),
         "iptables": sync,
         "nftables": sync,
-        "ipvs": sync,
+        "ipvs": {"minSyncPeriod": period, "syncPeriod": "30s", "scheduler": SCHEDULER},
         // In a namespace other than the machine's first, nf_conntrack_max is read-only: 0 leaves it alone.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         // Lowering it needs CAP_SYS_RESOURCE, which a container that runs the tests may not have.

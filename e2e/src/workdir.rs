@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use pointsman_test_kernel::within;
 use tempfile::TempDir;
 
 /// Set to keep the folders (etcd's data, logs, kubeconfigs) of this run for a look.
@@ -25,7 +26,12 @@ impl WorkDir {
     /// # Errors
     /// When the temporary folder ($TMPDIR, else /tmp) cannot be written.
     pub fn new(name: &str) -> Result<Self> {
-        let parent = std::env::temp_dir().join("pointsman-e2e");
+        // In the test kernel folders of the machine may be seen here, and their locks may not.
+        let parent = match within::is_inside() {
+            true => "pointsman-e2e-inside",
+            false => "pointsman-e2e",
+        };
+        let parent = std::env::temp_dir().join(parent);
         fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
         // Held while folders come and go, or a sweep could see one that is made but not locked yet.
         let gate = File::create(parent.join(".lock")).context("opening the lock of the work folders")?;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    ControlPlane, NodeNet, Pod,
+    Access, NodeNet, Pod,
     traffic::{Protocol, Server, serve},
 };
 
@@ -49,7 +49,7 @@ impl WebPod {
     ///
     /// # Errors
     /// When the pod cannot be made or the API server refuses it.
-    pub fn start(control_plane: &ControlPlane, node: &NodeNet, name: &str) -> Result<Self> {
+    pub fn start(control_plane: &Access, node: &NodeNet, name: &str) -> Result<Self> {
         let pod = Self::unannounced(node, name)?;
         control_plane.create_pod(&pod.pod, &[("app", "web")])?;
         Ok(pod)
@@ -84,7 +84,7 @@ impl WebPod {
 ///
 /// # Errors
 /// When the API server refuses it.
-pub fn create_service(control_plane: &ControlPlane) -> Result<[SocketAddr; 2]> {
+pub fn create_service(control_plane: &Access) -> Result<[SocketAddr; 2]> {
     control_plane.apply(&read_example("web-service.yaml")?)?;
     cluster_ips(control_plane, "web")
 }
@@ -93,7 +93,7 @@ pub fn create_service(control_plane: &ControlPlane) -> Result<[SocketAddr; 2]> {
 ///
 /// # Errors
 /// When it does not have one of each family.
-pub fn cluster_ips(control_plane: &ControlPlane, service: &str) -> Result<[SocketAddr; 2]> {
+pub fn cluster_ips(control_plane: &Access, service: &str) -> Result<[SocketAddr; 2]> {
     let addresses = control_plane.kubectl(&[
         "get",
         "service",

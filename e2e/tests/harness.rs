@@ -17,10 +17,9 @@ use pointsman_e2e::{
     ControlPlane, Fabric, IptablesVariant, Netns, NodeNet, Options, Peer, PeerMode, PeerOptions, Pod,
     Toolchain,
     bench::{Commits, rules},
-    kernel_node, nft, sysctl,
+    nft, sysctl,
     traffic::{Client, Outcome, Protocol, serve},
 };
-use pointsman_test_kernel::Options as KernelOptions;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -252,63 +251,6 @@ fn the_end_of_every_nf_tables_transaction_is_seen_and_counted() -> Result<()> {
         chains: 3002,
     };
     assert_eq!(counted, expected);
-    Ok(())
-}
-
-#[test]
-fn a_node_with_a_kernel_of_its_own_is_on_the_wire() -> Result<()> {
-    let fabric = Fabric::new()?;
-    let before = fabric.node("before")?;
-    let node = fabric.kernel_node("ipvs", &KernelOptions::default())?;
-    let after = fabric.node("after")?;
-    let outside = fabric.external("outside")?;
-    // IPVS on that node, for a client outside, with a pod on either side as endpoint.
-    let rules = "add table inet t; add chain inet t c { type nat hook postrouting priority 100; };
-        add rule inet t c ct original ip daddr 10.96.0.1 masquerade;
-        add rule inet t c ct original ip6 daddr fd00:10:96::1 masquerade";
-    kernel_node::shell(
-        node.kernel(),
-        &format!("echo 1 > /proc/sys/net/ipv4/vs/conntrack; nft '{rules}'"),
-    )?;
-    kernel_node::batch(
-        node.kernel(),
-        [
-            "addr add 10.96.0.1/32 dev lo",
-            "addr add fd00:10:96::1/128 dev lo nodad",
-        ],
-    )?;
-    let pods = [before.add_pod("first")?, after.add_pod("second")?];
-    let mut servers = Vec::new();
-    let vips: [std::net::SocketAddr; 2] = ["10.96.0.1:80".parse()?, "[fd00:10:96::1]:80".parse()?];
-    let mut script = String::from("set -e\n");
-    for (number, vip) in vips.into_iter().enumerate() {
-        script.push_str(&format!("ipvsadm -A -t {vip} -s rr\n"));
-        for pod in &pods {
-            let at = pod.addresses().both(8080)[number];
-            script.push_str(&format!("ipvsadm -a -t {vip} -r {at} -m\n"));
-            servers.push(serve(pod.namespace(), Protocol::Tcp, at, pod.name())?);
-        }
-    }
-    kernel_node::shell(node.kernel(), &script)?;
-    let addresses = node.addresses();
-    pointsman_e2e::ip::batch(
-        outside.namespace(),
-        [
-            format!("route add 10.96.0.1 via {}", addresses.v4),
-            format!("route add fd00:10:96::1 via {}", addresses.v6),
-        ],
-    )?;
-    for (vip, source) in vips.into_iter().zip(addresses.both(0)) {
-        let tally = Client::of(outside.namespace()).many(Protocol::Tcp, vip, 20)?;
-        assert_eq!(
-            (tally.by("first"), tally.by("second")),
-            (10, 10),
-            "{vip}: {tally}"
-        );
-        let outcome = Client::of(outside.namespace()).tcp(vip);
-        let seen = outcome.answer().map(|answer| answer.seen_source.ip());
-        assert_eq!(seen, Some(source.ip()), "masqueraded: {outcome}");
-    }
     Ok(())
 }
 

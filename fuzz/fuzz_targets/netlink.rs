@@ -24,6 +24,8 @@ fuzz_target!(|bytes: &[u8]| {
     framed.extend([0; HEADER - 4]);
     framed.extend_from_slice(bytes);
     Messages(&framed).for_each(|message| read(&message));
+    // A line of /proc/net/ip_vs.
+    let _ = pointsman_dataplane::ipvs::line(&String::from_utf8_lossy(bytes));
     // rtnetlink's answers are told apart by their types.
     for kind in [RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE] {
         Messages(&framed).for_each(|message| read_route(&Message { kind, ..message }));

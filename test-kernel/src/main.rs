@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use pointsman_test_kernel::{GuestProcess, Kernel, Options, Streams, guest};
+use pointsman_test_kernel::{GuestProcess, Kernel, Options, Streams, cache, cargo, guest};
 
 /// Boots a Linux kernel with IPVS as a program and runs a command in it.
 ///
@@ -36,6 +36,10 @@ struct Arguments {
     /// A folder that the command may write to as well (can be given several times)
     #[arg(long = "share", value_name = "FOLDER")]
     shared: Vec<PathBuf>,
+    /// Build the programs of this package of the workspace first, in the profile of the command where that is one of the
+    /// workspace's too (can be given several times)
+    #[arg(long = "build", value_name = "PACKAGE")]
+    packages: Vec<String>,
     /// Show what the kernel says, on stderr
     #[arg(long)]
     console: bool,
@@ -64,6 +68,13 @@ fn run(arguments: Arguments) -> Result<u8> {
     // All other folders are to be seen; the guest's /tmp is its own.
     if folder.starts_with("/tmp") && folder != Path::new("/tmp") {
         shared.push(folder);
+    }
+    if !arguments.packages.is_empty() {
+        let target = cache::target_directory()?;
+        let program = arguments.command.first().map(Path::new);
+        let release = program.is_some_and(|program| program.starts_with(target.join("release")));
+        let packages: Vec<&str> = arguments.packages.iter().map(String::as_str).collect();
+        cargo::build(&target, release, &packages)?;
     }
     let kernel = Kernel::boot(&Options {
         memory_mib: arguments.memory,

@@ -11,9 +11,19 @@ use crate::{INSIDE, machine};
 ///
 /// The line runs before `main`, which libtest has taken. Outside it replaces the process by this crate's own program
 /// (`test-kernel`), which boots the kernel, runs the binary in it with the same arguments and environment, and ends as it ends.
+///
+/// Packages of this workspace whose programs the tests run are named, so that they are built before: in the kernel there is
+/// neither the memory nor the processors to. `run_inside!(by "/a/program")` takes another program than `test-kernel`, which is given
+/// the command behind `--`.
 #[macro_export]
 macro_rules! run_inside {
-    () => {
+    (by $program:expr) => {
+        $crate::run_inside!(@ $crate::within::enter_by($program));
+    };
+    ($($package:literal),*) => {
+        $crate::run_inside!(@ $crate::within::enter(&[$($package),*]));
+    };
+    (@ $enter:expr) => {
         #[allow(
             unsafe_code,
             reason = "the only place before libtest's main; what runs there is an exec, and inside nothing"
@@ -22,7 +32,7 @@ macro_rules! run_inside {
         #[unsafe(link_section = ".init_array")]
         static RUN_INSIDE: extern "C" fn() = {
             extern "C" fn enter() {
-                $crate::within::enter();
+                $enter;
             }
             enter
         };
@@ -36,7 +46,19 @@ pub fn is_inside() -> bool {
 }
 
 /// What [`run_inside!`](crate::run_inside) does. Returns inside and where there is nothing to run.
-pub fn enter() {
+pub fn enter(packages: &[&str]) {
+    enter_with(|| {
+        let build = packages.iter().flat_map(|package| ["--build", *package]);
+        leave(&machine::command_line()?, build)
+    });
+}
+
+/// The same by another program.
+pub fn enter_by(program: &str) {
+    enter_with(|| leave(Path::new(program), []));
+}
+
+fn enter_with(leave: impl FnOnce() -> Result<()>) {
     let only_asks = |argument| argument == "--list" || argument == "--help" || argument == "-h";
     // Inside there is always a program to go on with: nothing is sent there a second time.
     let entered = match (is_inside(), env::args_os().any(only_asks)) {
@@ -59,9 +81,9 @@ fn has_ipvs() -> Result<()> {
     Ok(())
 }
 
-fn leave() -> Result<()> {
-    let program = machine::command_line()?;
-    let error = Command::new(&program)
+fn leave<'a>(program: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let error = Command::new(program)
+        .args(arguments)
         .arg("--")
         .arg(env::current_exe().context("asking which program this is")?)
         .args(env::args_os().skip(1))

@@ -261,6 +261,11 @@ impl Virtuals {
         Some(self.usual_options(key, &held.asked.pool).scheduler.kind)
     }
 
+    /// What the policy says.
+    pub(super) fn settings(&self) -> IpvsSettings {
+        self.settings
+    }
+
     /// The family.
     pub(super) fn family(&self) -> Family {
         self.family
@@ -556,7 +561,7 @@ impl Written {
         let endpoints = &self.pool.endpoints;
         let place = endpoints.binary_search_by_key(&address, |endpoint| endpoint.address);
         match place.ok().and_then(|place| endpoints.get(place)) {
-            Some(endpoint) => Some(endpoint.share.into()),
+            Some(endpoint) => Some(weight(&self.pool, endpoint)),
             None => self.leaving.contains_key(&address).then_some(0),
         }
     }
@@ -580,19 +585,18 @@ impl Written {
         let before = std::mem::replace(&mut self.pool, Arc::clone(&pool));
         let is_other = !Arc::ptr_eq(&before, &pool);
         for endpoint in pool.endpoints.iter().filter(|_| is_other) {
-            let destination = destination(endpoint.address, endpoint.share.into());
+            let wanted = weight(&pool, endpoint);
+            let destination = destination(endpoint.address, wanted);
             let place = before
                 .endpoints
                 .binary_search_by_key(&endpoint.address, |old| old.address);
-            let share = place
-                .ok()
-                .and_then(|at| before.endpoints.get(at))
-                .map(|old| old.share);
+            let found = place.ok().and_then(|at| before.endpoints.get(at));
+            let found = found.map(|old| weight(&before, old));
             if self.leaving.remove(&endpoint.address).is_some() {
                 commands.grow.push(Command::SetDestination(key, destination));
-            } else if share.is_none() {
+            } else if found.is_none() {
                 commands.grow.push(Command::NewDestination(key, destination));
-            } else if share != Some(endpoint.share) {
+            } else if found != Some(wanted) {
                 commands.grow.push(Command::SetDestination(key, destination));
             }
         }
@@ -670,11 +674,17 @@ fn destination(address: IpPort, weight: u32) -> Destination {
     Destination::new(address.into(), weight)
 }
 
+/// The weight of an endpoint.
+fn weight(pool: &Pool, endpoint: &PoolEndpoint) -> u32 {
+    u32::from(endpoint.share) * u32::from(pool.unit)
+}
+
 fn pool_of(endpoints: Vec<PoolEndpoint>) -> Arc<Pool> {
     Arc::new(Pool {
         endpoints: endpoints.into(),
         affinity: None,
         scheduler: None,
+        unit: 1,
         draining: Box::default(),
     })
 }

@@ -9,10 +9,9 @@ use std::{
 use ipnet::IpNet;
 
 use super::context::Context;
-use super::endpoints::{Candidates, existing, impossible};
+use super::endpoints::{Candidates, Chosen, existing, impossible};
 use super::frontend::{
-    Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolEndpoint, PoolKey,
-    PortKey, TrafficSide,
+    Action, Destination, Frontend, FrontendKey, FrontendKind, Masquerade, Pool, PoolKey, PortKey, TrafficSide,
 };
 use super::input::{EndpointSlice, Service, ServicePort, TrafficPolicy};
 use super::names::{Family, IpPort, Protocol, ServiceName, ServicePortName};
@@ -175,8 +174,8 @@ impl Place<'_> {
         let uses_local = (is_external && external == TrafficPolicy::Local)
             || (is_internal && internal == TrafficPolicy::Local);
 
-        let mut pool = |policy, used: bool, endpoints: &dyn Fn() -> Box<[PoolEndpoint]>| {
-            let endpoints = if used { endpoints() } else { Box::default() };
+        let mut pool = |policy, used: bool, endpoints: &dyn Fn() -> Chosen| {
+            let (endpoints, unit) = if used { endpoints() } else { Chosen::default() };
             if endpoints.is_empty() {
                 return None;
             }
@@ -191,6 +190,7 @@ impl Place<'_> {
                 };
                 let pool = Pool {
                     endpoints,
+                    unit,
                     affinity,
                     scheduler,
                     draining,

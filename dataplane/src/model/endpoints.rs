@@ -12,6 +12,9 @@ use super::input::{Endpoint, EndpointSlice, TrafficPolicy};
 use super::names::{Family, IpPort, ServicePortName};
 use super::weight::{Weights, share};
 
+/// Endpoints that were chosen, and the weight of a share of 1 ([`super::Pool::unit`]).
+pub(super) type Chosen = (Box<[PoolEndpoint]>, u8);
+
 /// The endpoints of one Service port in one family.
 ///
 /// While an endpoint moves from one slice to another both may have it: what is true in one of them counts, so that the
@@ -69,14 +72,14 @@ impl Candidates {
     }
 
     /// Policy Cluster: the ready ones that hints allow; when none is ready, those that serve while they terminate.
-    pub(super) fn cluster(&self) -> Box<[PoolEndpoint]> {
+    pub(super) fn cluster(&self) -> Chosen {
         let topology = self.topology();
         let ready = |it: &Candidate| it.ready && topology.is_none_or(|by| it.meant[by]);
         self.choose(ready, |it| it.terminating)
     }
 
     /// Policy Local: the same among those of this node, without hints.
-    pub(super) fn local(&self) -> Box<[PoolEndpoint]> {
+    pub(super) fn local(&self) -> Chosen {
         self.choose(|it| it.ready && it.local, |it| it.terminating && it.local)
     }
 
@@ -98,11 +101,7 @@ impl Candidates {
         local.map(|(address, _)| address.ip())
     }
 
-    fn choose(
-        &self,
-        first: impl Fn(&Candidate) -> bool,
-        fallback: impl Fn(&Candidate) -> bool,
-    ) -> Box<[PoolEndpoint]> {
+    fn choose(&self, first: impl Fn(&Candidate) -> bool, fallback: impl Fn(&Candidate) -> bool) -> Chosen {
         let all = |choice: &dyn Fn(&Candidate) -> bool| -> Box<[PoolEndpoint]> {
             let chosen = self.able.iter().filter(|(_, it)| choice(it));
             chosen
@@ -117,8 +116,8 @@ impl Candidates {
         if chosen.is_empty() {
             chosen = all(&fallback);
         }
-        share(&mut chosen);
-        chosen
+        let unit = share(&mut chosen);
+        (chosen, unit)
     }
 
     /// Which hints count: those that every ready endpoint has, and of which some are for us; nodes before zones

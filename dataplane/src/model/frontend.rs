@@ -171,6 +171,10 @@ pub struct PortKey {
 pub struct Pool {
     /// The endpoints.
     pub endpoints: Box<[PoolEndpoint]>,
+    /// The weight that a share of 1 stands for, up to rounding: shares are the smallest numbers that are to each other as
+    /// weights are, and some schedulers of IPVS ask for more than that (ovf: how many connections an endpoint takes). 1 to
+    /// 100, 1 where nobody gives weights.
+    pub unit: u8,
     /// How long a client keeps its endpoint after its last new connection, in seconds. What is remembered belongs to
     /// the Service port: both of its pools share it.
     pub affinity: Option<u32>,

@@ -454,6 +454,9 @@ fn pool_digest(key: &PoolKey, pool: &Pool) -> u128 {
     if let Some(scheduler) = pool.scheduler {
         text.push_str(&format!(" {scheduler}"));
     }
+    if pool.unit != 1 {
+        text.push_str(&format!(" x{}", pool.unit));
+    }
     for endpoint in &pool.endpoints {
         text.push(' ');
         text.push_str(&endpoint.address.to_string());

@@ -73,8 +73,10 @@ impl Weights {
 
 /// Turns weights into shares: the smallest whole numbers that are to each other as the weights are. Where their sum is
 /// above [`EXACT`], weights are divided by the smallest whole number that makes them fit, and rounded, none to less than 1.
-pub(super) fn share(endpoints: &mut [PoolEndpoint]) {
-    divide(endpoints, common_divisor(endpoints), 0);
+/// Gives the weight of a share of 1.
+pub(super) fn share(endpoints: &mut [PoolEndpoint]) -> u8 {
+    let common = common_divisor(endpoints);
+    divide(endpoints, common, 0);
     let most = EXACT.max(endpoints.len().saturating_mul(4));
     let sum = |by: u8| -> usize {
         let divided = endpoints.iter().map(|it| divided(it.share, by, by / 2));
@@ -82,10 +84,13 @@ pub(super) fn share(endpoints: &mut [PoolEndpoint]) {
     };
     let by = (1..=MAX_WEIGHT).find(|by| sum(*by) <= most);
     let by = by.unwrap_or(MAX_WEIGHT);
-    if by > 1 {
-        divide(endpoints, by, by / 2);
-        divide(endpoints, common_divisor(endpoints), 0);
+    if by <= 1 {
+        return common;
     }
+    divide(endpoints, by, by / 2);
+    let again = common_divisor(endpoints);
+    divide(endpoints, again, 0);
+    common.saturating_mul(by).saturating_mul(again)
 }
 
 fn divide(endpoints: &mut [PoolEndpoint], by: u8, add: u8) {

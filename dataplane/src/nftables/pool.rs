@@ -308,6 +308,7 @@ impl Slots {
             endpoints: endpoints.into_iter().map(endpoint).collect(),
             affinity,
             scheduler: None,
+            unit: 1,
             draining: Box::default(),
         };
         this.have(Arc::new(pool), slots);
@@ -321,6 +322,7 @@ fn none() -> Arc<Pool> {
         endpoints: Box::default(),
         affinity: None,
         scheduler: None,
+        unit: 1,
         draining: Box::default(),
     })
 }

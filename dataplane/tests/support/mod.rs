@@ -8,6 +8,7 @@
 )]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod cost;
 pub mod crowd;
 pub mod flows;
 pub mod ipvs;

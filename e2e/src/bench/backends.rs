@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
 use crate::{NodeNet, Pod};
@@ -21,7 +22,7 @@ pub const PROBES: usize = 10;
 const FIRST_PORT: u16 = 7000;
 
 /// One of the two servers that a probe Service alternates between.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backend {
     /// The one that all probes begin with.
     A,
@@ -49,11 +50,31 @@ impl Backend {
     }
 }
 
+/// Where the two servers are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    /// The node that they are on.
+    pub node: String,
+    /// Their addresses.
+    pub addresses: [Ipv4Addr; 2],
+}
+
+impl Places {
+    /// The address of a server.
+    #[must_use]
+    pub fn address(&self, backend: Backend) -> Ipv4Addr {
+        match backend {
+            Backend::A => self.addresses[0],
+            Backend::B => self.addresses[1],
+        }
+    }
+}
+
 /// Both servers, on a node of their own. Every probe has a port of its own, so that no two Services mean the same
 /// endpoints: a backend that shares what means the same must not look better than it is.
 #[derive(Debug)]
 pub struct Backends {
-    node: String,
+    places: Places,
     pods: [Pod; 2],
     listeners: Vec<Listener>,
 }
@@ -64,14 +85,19 @@ impl Backends {
     /// # Errors
     /// When a pod or a socket cannot be made.
     pub fn start(node: &NodeNet) -> Result<Self> {
-        let mut started = Self {
+        let pods = [node.add_pod("backend-a")?, node.add_pod("backend-b")?];
+        let places = Places {
             node: node.name().to_owned(),
-            pods: [node.add_pod("backend-a")?, node.add_pod("backend-b")?],
+            addresses: pods.each_ref().map(|pod| pod.addresses().v4),
+        };
+        let mut started = Self {
+            places,
+            pods,
             listeners: Vec::new(),
         };
         for backend in [Backend::A, Backend::B] {
             for probe in 0..PROBES {
-                let at = SocketAddr::from((started.address(backend), Self::port(probe)));
+                let at = SocketAddr::from((started.places.address(backend), Self::port(probe)));
                 let listener = Listener::start(started.pod(backend), at, backend.byte())?;
                 started.listeners.push(listener);
             }
@@ -79,22 +105,16 @@ impl Backends {
         Ok(started)
     }
 
-    /// The address of a server.
+    /// Where they are.
     #[must_use]
-    pub fn address(&self, backend: Backend) -> Ipv4Addr {
-        self.pod(backend).addresses().v4
+    pub fn places(&self) -> &Places {
+        &self.places
     }
 
     /// The port that both have for a probe.
     #[must_use]
     pub fn port(probe: usize) -> u16 {
         FIRST_PORT + u16::try_from(probe).unwrap_or(0)
-    }
-
-    /// The node that they are on.
-    #[must_use]
-    pub fn node(&self) -> &str {
-        &self.node
     }
 
     fn pod(&self, backend: Backend) -> &Pod {

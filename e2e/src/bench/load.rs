@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::{
     api::{
@@ -19,11 +19,12 @@ use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
     Backends, Size, Writer,
-    backends::{Backend, PROBES},
+    backends::{Backend, PROBES, Places},
     interrupt,
 };
 
@@ -37,7 +38,7 @@ const PARALLEL: usize = 24;
 const BEAT: Duration = Duration::from_secs(10);
 
 /// Services and slices in the API server, the same for both sides.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Load {
     size: Size,
     probes: Vec<Probe>,
@@ -45,7 +46,7 @@ pub struct Load {
 
 /// A Service whose endpoint is really served. It has one endpoint, where others have [`Size::endpoints`]: so one
 /// connection tells whether a change has arrived.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Probe {
     number: usize,
     name: String,
@@ -62,7 +63,12 @@ impl Load {
     ///
     /// # Errors
     /// When the API server refuses one.
-    pub fn create(writer: &Writer, size: Size, backends: &Backends, progress: &dyn Fn(&str)) -> Result<Self> {
+    pub fn create(writer: &Writer, size: Size, backends: &Places, progress: &dyn Fn(&str)) -> Result<Self> {
+        // The Services' range is a /16.
+        ensure!(
+            size.services <= 60_000,
+            "{size}: an API server has room for 60000 Services here"
+        );
         let started = Instant::now();
         progress(&format!("{size}: creating {} Services and slices", size.services));
         writer.run(|client| async move {
@@ -113,6 +119,15 @@ impl Load {
         Ok(Self { size, probes })
     }
 
+    /// Gives every probe the endpoint that it began with.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn reset(&self, writer: &Writer, backends: &Places) -> Result<()> {
+        let mut probes = self.probes.iter();
+        probes.try_for_each(|probe| probe.lead_to(Backend::A, writer, backends).map(drop))
+    }
+
     /// How much it is.
     #[must_use]
     pub fn size(&self) -> Size {
@@ -155,8 +170,11 @@ impl Probe {
     ///
     /// # Errors
     /// When the API server refuses it.
-    pub fn switch(&self, writer: &Writer, backends: &Backends) -> Result<(Instant, Instant)> {
-        let to = self.backend().other();
+    pub fn switch(&self, writer: &Writer, backends: &Places) -> Result<(Instant, Instant)> {
+        self.lead_to(self.backend().other(), writer, backends)
+    }
+
+    fn lead_to(&self, to: Backend, writer: &Writer, backends: &Places) -> Result<(Instant, Instant)> {
         let times = patch(
             writer,
             self.name.clone(),
@@ -258,9 +276,9 @@ fn endpoint(address: Ipv4Addr, node: &str) -> Value {
     })
 }
 
-fn probe_endpoints(backends: &Backends, backend: Backend, probe: usize) -> Endpoints {
+fn probe_endpoints(backends: &Places, backend: Backend, probe: usize) -> Endpoints {
     Endpoints {
-        endpoints: vec![endpoint(backends.address(backend), backends.node())],
+        endpoints: vec![endpoint(backends.address(backend), &backends.node)],
         port: Backends::port(probe),
     }
 }
@@ -286,7 +304,7 @@ fn endpoints(service: usize, spacing: usize, count: usize) -> Endpoints {
 }
 
 /// Where the probes are among the Services.
-fn probe_places(services: usize) -> Vec<usize> {
+pub(super) fn probe_places(services: usize) -> Vec<usize> {
     let count = services.min(PROBES);
     let last = services.saturating_sub(1);
     let place = |probe: usize| match count {

@@ -52,7 +52,7 @@ pub fn measure(
     let changes = contest.changes(subject, load.size(), changes);
     let bed = site.bed(contest, &format!("{}-node", subject))?;
     let mut side = Side {
-        program: subject.version(&bed),
+        program: subject.version(&bed.node, &site.ground.toolchain),
         load_average: machine::load_average().unwrap_or_default(),
         ..Side::default()
     };
@@ -199,7 +199,7 @@ fn changes_of(
     let (before, began) = (usage::cpu(process)?, Instant::now());
     for probe in load.probes().iter().cycle().take(changes) {
         let to = probe.backend().other();
-        let switch = || probe.switch(&site.writer, &site.ground.backends);
+        let switch = || probe.switch(&site.writer, site.ground.backends.places());
         let watched = bed.observer.watch(probe.vip, to, contest.limit, switch);
         let ((asked, answered), seen) =
             watched.with_context(|| format!("the end of its log:\n{}", process.log_tail(20)))?;

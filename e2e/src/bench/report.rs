@@ -267,7 +267,7 @@ fn p50s(above: &Option<Summary>, below: &Option<Summary>) -> Option<f64> {
 }
 
 /// A ratio; JSON has no infinity.
-fn ratio(above: f64, below: f64) -> Option<f64> {
+pub(super) fn ratio(above: f64, below: f64) -> Option<f64> {
     (below != 0.0).then(|| round(above / below))
 }
 

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::{Backends, Commits, Contest, Observer, Writer};
 use crate::{
-    ControlPlane, Fabric, Installation, NodeNet, Operator, Options, Pod, Toolchain, network::CLUSTER_CIDRS,
+    ControlPlane, Fabric, Installation, NodeNet, Operator, Options, PeerMode, Pod, Toolchain,
+    network::CLUSTER_CIDRS, peer::SCHEDULER,
 };
 
 /// The network, the control plane and the servers. One for each [`super::Size`]: what an API server remembers of
@@ -30,17 +31,7 @@ impl Ground {
     /// When a program cannot be built or does not start.
     pub fn new(toolchain: &Toolchain) -> Result<Self> {
         let fabric = Fabric::new()?;
-        // Controllers that look at every Service would use the processors that are measured.
-        let controllers = [
-            "serviceaccount-controller",
-            "garbage-collector-controller",
-            "namespace-controller",
-        ];
-        let options = Options {
-            controllers: controllers.map(str::to_owned).to_vec(),
-            ..Options::default()
-        };
-        let control_plane = ControlPlane::start(toolchain, &fabric, options)?;
+        let control_plane = ControlPlane::start(toolchain, &fabric, options())?;
         let node = fabric.node("backends")?;
         Ok(Self {
             toolchain: toolchain.clone(),
@@ -137,9 +128,22 @@ impl Drop for Bed<'_> {
     }
 }
 
+/// A control plane without the controllers that look at every Service: they would use the processors that are measured.
+pub(super) fn options() -> Options {
+    let controllers = [
+        "serviceaccount-controller",
+        "garbage-collector-controller",
+        "namespace-controller",
+    ];
+    Options {
+        controllers: controllers.map(str::to_owned).to_vec(),
+        ..Options::default()
+    }
+}
+
 /// Means what [`crate::Peer`]'s configuration means.
-fn policy(contest: &Contest) -> serde_json::Value {
-    json!({
+pub(super) fn policy(contest: &Contest) -> serde_json::Value {
+    let mut policy = json!({
         "apiVersion": "pointsman.dev/v1alpha1",
         "kind": "ProxyPolicy",
         "metadata": {"name": "bench"},
@@ -149,5 +153,9 @@ fn policy(contest: &Contest) -> serde_json::Value {
             "minSyncPeriodMilliseconds": 0,
             "syncPeriodSeconds": contest.sync_period.as_secs(),
         },
-    })
+    });
+    if contest.peer_mode == PeerMode::Ipvs {
+        policy["spec"]["scheduler"] = SCHEDULER.into();
+    }
+    policy
 }

@@ -3,9 +3,10 @@
 use std::{fmt, str::FromStr};
 
 use anyhow::{Context as _, Error, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 /// A number of Services and of endpoints each: `1000x10`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     /// Services.
     pub services: usize,
@@ -28,10 +29,10 @@ impl FromStr for Size {
         let size = size.with_context(|| {
             format!("a size is SERVICESxENDPOINTS, such as 1000x10, and {text:?} is not one")
         })?;
-        // The Services' range is a /16, and a slice holds up to 1000 endpoints.
+        // A slice holds up to 1000 endpoints.
         ensure!(
-            (1..=60_000).contains(&size.services) && (1..=1000).contains(&size.endpoints),
-            "{text}: there is room for 1 to 60000 Services with 1 to 1000 endpoints each"
+            (1..=100_000).contains(&size.services) && (1..=1000).contains(&size.endpoints),
+            "{text}: there is room for 1 to 100000 Services with 1 to 1000 endpoints each"
         );
         Ok(size)
     }
@@ -69,7 +70,7 @@ mod tests {
     #[test]
     fn what_is_no_size_is_refused() {
         for text in [
-            "", "100", "x", "0x10", "10x0", "-1x10", "1e3x10", "60001x1", "10x1001",
+            "", "100", "x", "0x10", "10x0", "-1x10", "1e3x10", "100001x1", "10x1001",
         ] {
             assert!(parse_list(text).is_err(), "{text:?}");
         }

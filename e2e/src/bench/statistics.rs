@@ -1,9 +1,9 @@
 //! Percentiles.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What is said about a series of measurements.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Half of the samples are at most this.
     pub p50: f64,

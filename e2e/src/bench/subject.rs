@@ -3,15 +3,18 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Bed, Size};
 use crate::{
-    Agent, IptablesVariant, Netns, Peer, PeerMode, PeerOptions, Process, Program, agent::Source, http,
+    Access, Agent, IptablesVariant, Netns, NodeNet, Peer, PeerMode, PeerOptions, Process, Program, Toolchain,
+    agent::Source, http,
 };
 
 /// Both have their health check and their metrics on the same ports.
@@ -19,7 +22,7 @@ const HEALTH_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
 
 /// One of the two sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Subject {
     /// pointsman-agent.
     Ours,
@@ -79,18 +82,31 @@ impl Contest {
         }
     }
 
+    /// Both in ipvs mode, with the same scheduler.
+    #[must_use]
+    pub fn ipvs() -> Self {
+        Self {
+            mode: "IPVS",
+            peer_mode: PeerMode::Ipvs,
+            ..Self::iptables(IptablesVariant::Nft)
+        }
+    }
+
     /// Whether the kernel tells of every change of the rules.
     #[must_use]
     pub fn is_told(&self) -> bool {
         self.peer_mode == PeerMode::Nftables
     }
 
-    /// How many changes are timed. One of kube-proxy's takes seconds in nftables mode with thousands of Services.
+    /// How many changes are timed. One of kube-proxy's takes seconds in nftables mode with thousands of Services, and always in
+    /// ipvs mode in the test kernel, where each of the hundred programs that it runs is dear.
     #[must_use]
     pub fn changes(&self, subject: Subject, size: Size, asked: usize) -> usize {
-        const FEW: usize = 5;
-        let is_slow = subject == Subject::Peer && self.is_told() && size.services >= 5000;
-        if is_slow { asked.min(FEW) } else { asked }
+        match (subject, self.peer_mode) {
+            (Subject::Peer, PeerMode::Nftables) if size.services >= 5000 => asked.min(5),
+            (Subject::Peer, PeerMode::Ipvs) => asked.min(20),
+            _ => asked,
+        }
     }
 
     /// The variant's name.
@@ -132,8 +148,29 @@ impl Subject {
     /// When it cannot be started.
     pub fn start(self, bed: &Bed<'_>, contest: &Contest) -> Result<Running> {
         let ground = bed.site.ground;
+        self.start_on(
+            &bed.node,
+            contest,
+            &bed.kubeconfig,
+            &ground.control_plane,
+            &ground.toolchain,
+        )
+    }
+
+    /// The same on any node. The kubeconfig is our agent's.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_on(
+        self,
+        node: &NodeNet,
+        contest: &Contest,
+        kubeconfig: &Path,
+        access: &Access,
+        toolchain: &Toolchain,
+    ) -> Result<Running> {
         let program = match self {
-            Self::Ours => Started::Ours(Agent::start(&bed.node, Source::Kubeconfig(&bed.kubeconfig))?),
+            Self::Ours => Started::Ours(Agent::start(node, Source::Kubeconfig(kubeconfig))?),
             Self::Peer => {
                 let period = format!("{}s", contest.sync_period.as_secs());
                 let options = PeerOptions {
@@ -145,17 +182,12 @@ impl Subject {
                     }),
                     ..PeerOptions::new(contest.peer_mode)
                 };
-                Started::Peer(Peer::start(
-                    &ground.toolchain,
-                    &ground.control_plane,
-                    &bed.node,
-                    &options,
-                )?)
+                Started::Peer(Peer::start(toolchain, access, node, &options)?)
             }
         };
         Ok(Running {
             program,
-            namespace: bed.node.namespace().clone(),
+            namespace: node.namespace().clone(),
         })
     }
 
@@ -186,12 +218,12 @@ impl Subject {
 
     /// Its version, as it says itself; empty where it says none.
     #[must_use]
-    pub fn version(self, bed: &Bed<'_>) -> String {
+    pub fn version(self, node: &NodeNet, toolchain: &Toolchain) -> String {
         let program = match self {
             Self::Ours => crate::binaries::find(crate::binaries::Binary::Agent),
-            Self::Peer => bed.site.ground.toolchain.program(Program::KubeProxy),
+            Self::Peer => toolchain.program(Program::KubeProxy),
         };
-        let output = program.and_then(|program| Ok(bed.node.command(program).arg("--version").output()?));
+        let output = program.and_then(|program| Ok(node.command(program).arg("--version").output()?));
         let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
         // kube-proxy says "Kubernetes v1.36.3".
         text.unwrap_or_default().replace("Kubernetes", "kube-proxy")

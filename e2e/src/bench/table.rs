@@ -163,7 +163,7 @@ pub fn render_alone(alone: &Alone) -> String {
 struct Row<'a>(&'a str, fn(&Side) -> f64, Option<f64>);
 
 /// As many decimals as the size calls for.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     let is_whole = value == value.trunc();
     let decimals = if is_whole || value >= 100.0 { 0 } else { 2 };
     format!("{value:.decimals$}")

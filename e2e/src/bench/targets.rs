@@ -18,7 +18,7 @@ pub struct Target {
 }
 
 impl Target {
-    fn at_most(asked: &'static str, measured: f64, bound: f64) -> Self {
+    pub(super) fn at_most(asked: &'static str, measured: f64, bound: f64) -> Self {
         Self {
             asked,
             measured,

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::runtime::{self, Runtime};
 
-use crate::ControlPlane;
+use crate::Access;
 
 /// A client with a thread of its own in the control plane's namespace.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ impl Writer {
     ///
     /// # Errors
     /// When the kubeconfig cannot be used.
-    pub fn new(control_plane: &ControlPlane) -> Result<Self> {
-        let namespace = control_plane.namespace().clone();
+    pub fn new(access: &Access) -> Result<Self> {
+        let namespace = access.namespace().clone();
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(1)
             // A thread that could not enter reaches no API server, and the first request says so.
@@ -37,8 +37,7 @@ impl Writer {
             .enable_all()
             .build()
             .context("a runtime for the writing client")?;
-        let kubeconfig =
-            Kubeconfig::read_from(control_plane.kubeconfig()).context("reading the kubeconfig")?;
+        let kubeconfig = Kubeconfig::read_from(access.kubeconfig()).context("reading the kubeconfig")?;
         let made = runtime.spawn(async move {
             let options = KubeConfigOptions::default();
             let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;

@@ -20,7 +20,8 @@ Examples:
   make bench SIZES=\"1000x10 5000x10\"
   make bench SIZES=1000x10 VARIANT=nft
   make bench BENCH=nftables SIZES=\"100x10 1000x10 10000x10\"
-  make bench SIZES=1000x10 VARIANT=legacy,nft CHANGES=100";
+  make bench SIZES=1000x10 VARIANT=legacy,nft CHANGES=100
+  make bench BENCH=ipvs SIZES=1000x10 ALONE=";
 
 /// Measures Pointsman's agent beside kube-proxy on this machine: same API server, same objects, same observer. Needs
 /// root.
@@ -35,17 +36,18 @@ struct Args {
     #[arg(long, value_name = "NxM ...", default_value = "100x10 1000x10")]
     sizes: String,
 
-    /// In mode NFTables, sizes for ours alone, read from files.
-    #[arg(long, env = "ALONE", value_name = "NxM ...", default_value = "50000x5")]
-    alone: String,
+    /// In modes NFTables and IPVS, sizes for ours alone, read from files. Default: 50000x5 in mode NFTables, 100000x1 in mode
+    /// IPVS.
+    #[arg(long, env = "ALONE", value_name = "NxM ...")]
+    alone: Option<String>,
 
     /// Which iptables the nodes have. With nft and 10,000 Services kube-proxy needs minutes for its first sync.
     #[arg(long, env = "VARIANT", value_enum, value_delimiter = ',', default_values_t = [Variant::Legacy])]
     variant: Vec<Variant>,
 
-    /// How many changes are timed on each side.
-    #[arg(long, env = "CHANGES", value_name = "N", default_value_t = 50)]
-    changes: usize,
+    /// How many changes are timed on each side. Default: 50, in mode IPVS 200.
+    #[arg(long, env = "CHANGES", value_name = "N")]
+    changes: Option<usize>,
 
     /// kube-proxy's minSyncPeriod. Its own default is 1000, which is also what it takes 0 for; 1 is where its changes
     /// arrive soonest.
@@ -63,6 +65,8 @@ enum Bench {
     Iptables,
     /// Both in nftables mode; VARIANT means nothing.
     Nftables,
+    /// Both in ipvs mode, in the test kernel; VARIANT means nothing.
+    Ipvs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -85,27 +89,42 @@ fn main() -> Result<()> {
             Variant::Nft => IptablesVariant::Nft,
         })
     };
-    let (name, contests): (_, Vec<Contest>) = match args.bench {
-        Bench::Iptables => ("iptables", args.variant.iter().map(of_variant).collect()),
-        Bench::Nftables => ("nftables", vec![Contest::nftables()]),
+    let (name, contests, changes, alone): (_, Vec<Contest>, _, _) = match args.bench {
+        Bench::Iptables => ("iptables", args.variant.iter().map(of_variant).collect(), 50, ""),
+        Bench::Nftables => ("nftables", vec![Contest::nftables()], 50, "50000x5"),
+        Bench::Ipvs => ("ipvs", vec![Contest::ipvs()], 200, "100000x1"),
+    };
+    let alone = match args.bench {
+        Bench::Iptables => "",
+        _ => args.alone.as_deref().unwrap_or(alone).trim(),
     };
     let contests = contests.into_iter().map(|contest| Contest {
         peer_min_sync_period: Duration::from_millis(args.peer_min_sync_period_ms),
         ..contest
     });
-    let is_alone = matches!(args.bench, Bench::Nftables) && !args.alone.trim().is_empty();
     let plan = Plan {
-        alone: match is_alone {
-            true => size::parse_list(&args.alone).context("--alone")?,
-            false => Vec::new(),
+        alone: match alone {
+            "" => Vec::new(),
+            alone => size::parse_list(alone).context("--alone")?,
         },
         bench: name.to_owned(),
         sizes: size::parse_list(&args.sizes).context("--sizes")?,
         contests: contests.collect(),
-        changes: args.changes,
+        changes: args.changes.unwrap_or(changes),
     };
     let began = Instant::now();
     let progress = |line: &str| eprintln!("[{:>6.1} s] {line}", began.elapsed().as_secs_f64());
+    if matches!(args.bench, Bench::Ipvs) {
+        let file = bench::ipvs::run(&plan, &folder, &progress, |run| {
+            writeln!(stdout(), "\n{}", run.table()).context("writing the table")
+        })?;
+        for alone in &file.alone {
+            writeln!(stdout(), "{}\n", alone.line())?;
+        }
+        writeln!(stdout(), "{}\n", file.verdicts())?;
+        writeln!(stdout(), "{}", folder.join("ipvs.json").display())?;
+        return Ok(());
+    }
     let file = bench::run(&plan, &folder, &progress, |run| {
         writeln!(stdout(), "\n{}", table::render(run)).context("writing the table")
     })?;

@@ -2,24 +2,27 @@
 
 use std::{
     io::{Write as _, stdout},
-    process::ExitCode,
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use pointsman_e2e::{
-    IptablesVariant, PeerMode,
+    ControlPlane, Fabric, IptablesVariant, PeerMode, Toolchain,
     bench::interrupt,
-    differential::{Plan, Setup, run},
+    differential::{Plan, Setup, arena, run},
+    inside::Guest,
 };
+use pointsman_test_kernel::{Options as KernelOptions, Streams, within};
 
 const EXAMPLES: &str = "\
 Examples:
   make differential
   make differential SEED=7 STEPS=2000
   make differential SEED=1,2,3,4,5 STEPS=400 VARIANT=legacy GO_ON=true
-  make differential MODE=nftables PEER_MODE=nftables";
+  make differential MODE=nftables PEER_MODE=nftables
+  make differential MODE=ipvs PEER_MODE=ipvs STEPS=100";
 
 /// Gives random clusters to Pointsman's agent and to kube-proxy, sends both the same packets, and demands the same
 /// outcomes. Ends with 1 at a difference that differential/intended.rs does not list. Needs root.
@@ -61,6 +64,8 @@ enum Mode {
     Iptables,
     /// nftables.
     Nftables,
+    /// ipvs. Both sides are then in the test kernel, with the control plane outside.
+    Ipvs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -77,7 +82,22 @@ fn main() -> Result<ExitCode> {
     let modes = [args.mode, args.peer_mode].map(|mode| match mode {
         Mode::Iptables => PeerMode::Iptables,
         Mode::Nftables => PeerMode::Nftables,
+        Mode::Ipvs => PeerMode::Ipvs,
     });
+    if modes.contains(&PeerMode::Ipvs) && !within::is_inside() {
+        let mut all_agree = true;
+        for &seed in &args.seed {
+            all_agree &= in_test_kernel(&args, seed)?;
+            if !all_agree && !args.go_on {
+                break;
+            }
+        }
+        return Ok(if all_agree {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
     let variant = match args.variant {
         Variant::Legacy => IptablesVariant::Legacy,
         Variant::Nft => IptablesVariant::Nft,
@@ -106,4 +126,40 @@ fn main() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Runs this program with one seed in the test kernel, beside a fresh control plane. Says whether both sides agreed.
+fn in_test_kernel(args: &Args, seed: u64) -> Result<bool> {
+    let fabric = Fabric::without_gateway()?;
+    let control_plane = ControlPlane::start(&Toolchain::locate()?, &fabric, arena::options())?;
+    let options = KernelOptions {
+        memory_mib: 3072,
+        ..KernelOptions::default()
+    };
+    let guest = Guest::boot(&fabric, &control_plane, &options)?;
+    let mut command = Command::new(std::env::current_exe().context("asking which program this is")?);
+    let word = |value: Option<clap::builder::PossibleValue>| {
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    };
+    for (name, value) in [
+        ("--seed", seed.to_string()),
+        ("--steps", args.steps.to_string()),
+        ("--mode", word(args.mode.to_possible_value())),
+        ("--peer-mode", word(args.peer_mode.to_possible_value())),
+        ("--variant", word(args.variant.to_possible_value())),
+        ("--shrink-seconds", args.shrink_seconds.to_string()),
+    ] {
+        command.arg(name).arg(value);
+    }
+    if args.go_on {
+        command.arg("--go-on");
+    }
+    let process = guest.spawn(command, Streams::Inherit)?;
+    process.write(b"")?;
+    loop {
+        interrupt::check()?;
+        if let Some(status) = process.wait_for(Duration::from_millis(500))? {
+            return Ok(status.success());
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Ways in: kubeconfigs, kubectl, tokens, a client.
+//! Ways in: kubeconfigs, kubectl, tokens.
 
 use std::{
     fs,
@@ -10,11 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::ControlPlane;
-use crate::{WorkDir, certificates::Certificates};
+use crate::Netns;
 
 /// Someone whom the API server knows by a token of its own, as if by a client certificate.
 #[derive(Clone, Debug)]
@@ -36,43 +35,59 @@ impl Identity {
     }
 }
 
-impl ControlPlane {
+/// A way to an API server, with an administrator's rights. [`super::ControlPlane`] is one (it derefs to it); a program
+/// in the test kernel has one to the control plane outside ([`crate::inside`]).
+#[derive(Clone, Debug)]
+pub struct Access {
+    namespace: Netns,
+    paths: Paths,
+}
+
+/// What there is to know of an API server, for another process as well.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Paths {
+    pub(crate) folder: PathBuf,
+    pub(crate) authority: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kube_proxy_kubeconfig: PathBuf,
+    pub(crate) kubectl: PathBuf,
+    pub(crate) api_server: SocketAddr,
+}
+
+impl Access {
+    /// The way to a control plane from a namespace that is on its wire.
+    pub(crate) fn new(namespace: Netns, paths: Paths) -> Self {
+        Self { namespace, paths }
+    }
+
+    /// What another process needs to know of it.
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The namespace that clients are in: the control plane's, or another one on the wire.
+    #[must_use]
+    pub fn namespace(&self) -> &Netns {
+        &self.namespace
+    }
+
     /// The kubeconfig of an administrator (system:masters) for programs on the wire: in a node's namespace or
     /// the control plane's.
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
-        &self.kubeconfig
-    }
-
-    /// The kubeconfig of the same administrator for programs in the test's own namespace: helm, a person's
-    /// kubectl. Works while this control plane lives.
-    #[must_use]
-    pub fn host_kubeconfig(&self) -> &Path {
-        &self.host_kubeconfig
+        &self.paths.kubeconfig
     }
 
     /// The kubeconfig of `system:kube-proxy`, whose rights are a bootstrap role of the API server's.
     #[must_use]
     pub fn kube_proxy_kubeconfig(&self) -> &Path {
-        &self.kube_proxy_kubeconfig
+        &self.paths.kube_proxy_kubeconfig
     }
 
     /// Where the API server listens on the wire.
     #[must_use]
     pub fn api_server(&self) -> SocketAddr {
-        self.servers.addresses.at_v4(super::API_PORT)
-    }
-
-    /// A client with an administrator's rights. It works on any thread: it goes through the [`crate::relay`].
-    ///
-    /// # Errors
-    /// When the kubeconfig cannot be used. Nothing is sent yet.
-    pub async fn client(&self) -> Result<kube::Client> {
-        let kubeconfig = Kubeconfig::read_from(&self.host_kubeconfig).context("reading the kubeconfig")?;
-        let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        let config = config.context("making a client's configuration")?;
-        kube::Client::try_from(config).context("making a client")
+        self.paths.api_server
     }
 
     /// Runs kubectl as the administrator and returns what it printed.
@@ -80,15 +95,15 @@ impl ControlPlane {
     /// # Errors
     /// With what it said, when it fails.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
-        self.kubectl_as(&self.kubeconfig, args, "")
+        self.kubectl_as(&self.paths.kubeconfig, args, "")
     }
 
-    /// [`ControlPlane::kubectl`] with something on its standard input (`-f -`).
+    /// [`Access::kubectl`] with something on its standard input (`-f -`).
     ///
     /// # Errors
     /// With what it said, when it fails.
     pub fn kubectl_with(&self, args: &[&str], input: &str) -> Result<String> {
-        self.kubectl_as(&self.kubeconfig, args, input)
+        self.kubectl_as(&self.paths.kubeconfig, args, input)
     }
 
     /// Runs kubectl with another kubeconfig.
@@ -97,13 +112,12 @@ impl ControlPlane {
     /// With what it said, when it fails.
     pub fn kubectl_as(&self, kubeconfig: &Path, args: &[&str], input: &str) -> Result<String> {
         let mut child = self
-            .servers
             .namespace
-            .command(&self.kubectl)
+            .command(&self.paths.kubectl)
             .arg("--kubeconfig")
             .arg(kubeconfig)
             // Its discovery cache; the test's user may have another cluster's.
-            .env("HOME", self.servers.folder.path())
+            .env("HOME", &self.paths.folder)
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -171,10 +185,9 @@ impl ControlPlane {
         // Named by the end of the token, its signature, which differs between tokens.
         let end = token.get(token.len().saturating_sub(16)..).unwrap_or("token");
         let name = format!("token-{end}.kubeconfig");
-        let Self { servers, .. } = self;
         write_kubeconfig(
-            &servers.folder,
-            &servers.certificates,
+            &self.paths.folder,
+            &self.paths.authority,
             &name,
             self.api_server(),
             token,
@@ -184,8 +197,8 @@ impl ControlPlane {
 
 /// Writes a kubeconfig. JSON is YAML.
 pub(super) fn write_kubeconfig(
-    folder: &WorkDir,
-    certificates: &Certificates,
+    folder: &Path,
+    authority: &Path,
     name: &str,
     server: SocketAddr,
     token: &str,
@@ -195,11 +208,14 @@ pub(super) fn write_kubeconfig(
         "kind": "Config",
         "clusters": [{"name": "e2e", "cluster": {
             "server": format!("https://{server}"),
-            "certificate-authority": certificates.authority,
+            "certificate-authority": authority,
         }}],
         "users": [{"name": "e2e", "user": {"token": token}}],
         "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
         "current-context": "e2e",
     });
-    folder.write(name, serde_json::to_vec_pretty(&kubeconfig)?)
+    let path = folder.join(name);
+    fs::write(&path, serde_json::to_vec_pretty(&kubeconfig)?)
+        .with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
 }

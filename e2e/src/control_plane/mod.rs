@@ -8,21 +8,25 @@ mod servers;
 
 use std::{
     net::TcpStream,
-    path::PathBuf,
+    ops::Deref,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use nix::sys::signal::Signal;
 
+pub(crate) use self::access::Paths;
+pub use self::{
+    access::Access,
+    cut::CutOff,
+    options::{Options, SERVICE_CIDRS},
+};
 use self::{
     access::{Identity, write_kubeconfig},
     servers::Servers,
-};
-pub use self::{
-    cut::CutOff,
-    options::{Options, SERVICE_CIDRS},
 };
 use crate::{
     Fabric, Netns, NodeNet, Process, Program, Toolchain, WorkDir, certificates::Certificates, relay::Relay,
@@ -46,10 +50,8 @@ pub struct ControlPlane {
     api_server: Mutex<Process>,
     etcd: Process,
     identities: PathBuf,
-    kubeconfig: PathBuf,
     host_kubeconfig: PathBuf,
-    kube_proxy_kubeconfig: PathBuf,
-    kubectl: PathBuf,
+    access: Access,
     servers: Servers,
 }
 
@@ -92,8 +94,8 @@ impl ControlPlane {
         let relay = Relay::start(&servers.namespace, api)?;
         let write = |name, server, identity: &Identity| {
             write_kubeconfig(
-                &servers.folder,
-                &servers.certificates,
+                servers.folder.path(),
+                &servers.certificates.authority,
                 name,
                 server,
                 &identity.token,
@@ -113,16 +115,22 @@ impl ControlPlane {
         servers.toolchain.program(Program::KubeControllerManager)?;
         api_server.wait_until("listen", START_LIMIT, || listens(&servers.namespace, api))?;
         let controllers = servers.controllers(&kubeconfig)?;
+        let paths = Paths {
+            folder: servers.folder.path().to_owned(),
+            authority: servers.certificates.authority.clone(),
+            kubeconfig,
+            kube_proxy_kubeconfig,
+            kubectl,
+            api_server: api,
+        };
         let control_plane = Self {
             _relay: relay,
             controllers,
             api_server: Mutex::new(api_server),
             etcd,
             identities,
-            kubeconfig,
             host_kubeconfig,
-            kube_proxy_kubeconfig,
-            kubectl,
+            access: Access::new(servers.namespace.clone(), paths),
             servers,
         };
         control_plane.wait_until_ready()?;
@@ -179,10 +187,23 @@ impl ControlPlane {
         CutOff::start(&self.servers.namespace, node)
     }
 
-    /// The namespace that it runs in.
+    /// The kubeconfig of an administrator for programs in the test's own namespace: helm, a person's
+    /// kubectl. Works while this control plane lives.
     #[must_use]
-    pub fn namespace(&self) -> &Netns {
-        &self.servers.namespace
+    pub fn host_kubeconfig(&self) -> &Path {
+        &self.host_kubeconfig
+    }
+
+    /// A client with an administrator's rights. It works on any thread: it goes through the [`crate::relay`].
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be used. Nothing is sent yet.
+    pub async fn client(&self) -> Result<kube::Client> {
+        let kubeconfig = Kubeconfig::read_from(&self.host_kubeconfig).context("reading the kubeconfig")?;
+        let options = KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        let config = config.context("making a client's configuration")?;
+        kube::Client::try_from(config).context("making a client")
     }
 
     /// Its data, certificates, kubeconfigs and logs.
@@ -212,6 +233,14 @@ impl ControlPlane {
     fn process(&self) -> MutexGuard<'_, Process> {
         // A panic while it was held left a process that is either running or not, as at any time.
         self.api_server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for ControlPlane {
+    type Target = Access;
+
+    fn deref(&self) -> &Access {
+        &self.access
     }
 }
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::ControlPlane;
+use super::Access;
 use crate::{NodeNet, Pod};
 
-impl ControlPlane {
+impl Access {
     /// Makes the Node object of a node: ready, with its addresses and pod ranges, in the zone `zone-a`. Returns
     /// its uid.
     ///
@@ -18,7 +18,7 @@ impl ControlPlane {
         self.create_node_with(node, &[])
     }
 
-    /// [`ControlPlane::create_node`] with more labels, or another `topology.kubernetes.io/zone`.
+    /// [`Access::create_node`] with more labels, or another `topology.kubernetes.io/zone`.
     ///
     /// # Errors
     /// When the API server refuses it.

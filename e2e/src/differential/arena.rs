@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use pointsman_test_kernel::within;
 use serde_json::{Value, json};
 
 use super::{
@@ -19,10 +20,12 @@ use super::{
     world::World,
 };
 use crate::{
-    Agent, ControlPlane, Fabric, IptablesVariant, Options, Peer, PeerMode, PeerOptions, Toolchain,
+    Access, Agent, ControlPlane, Fabric, IptablesVariant, Options, Peer, PeerMode, PeerOptions, Toolchain,
     agent::Source,
     control_plane::API_PORT,
+    inside,
     network::{Addresses, CLUSTER_CIDRS},
+    peer::SCHEDULER,
     pod::INTERFACE_PREFIX,
     relay::Relay,
 };
@@ -84,12 +87,15 @@ const FORGET: Duration = Duration::from_millis(1300);
 pub struct Arena {
     ours: (Proxy, Side),
     theirs: (Proxy, Side),
+    /// The mode of kube-proxy.
+    peer: PeerMode,
     store: Store,
     mark: Mark,
     /// Where the attempts of the crowd go on, so that each comes from an address that has not been used for long.
     next_attempt: usize,
     _relay: Relay,
-    _control_plane: ControlPlane,
+    /// None in the test kernel: it is outside.
+    _control_plane: Option<ControlPlane>,
 }
 
 /// What came of a row of questions.
@@ -119,47 +125,43 @@ impl Arena {
     /// When anything does not start.
     pub fn start(setup: Setup) -> Result<Self> {
         let toolchain = Toolchain::locate()?;
-        let fabric = Fabric::new()?;
-        // No controller may touch what is written here.
-        let controllers = vec!["serviceaccount-controller".to_owned()];
-        let options = Options {
-            controllers,
-            ..Options::default()
+        let (fabric, access, control_plane) = if within::is_inside() {
+            let (fabric, access) = inside::join()?;
+            (fabric, access, None)
+        } else {
+            let fabric = Fabric::new()?;
+            let control_plane = ControlPlane::start(&toolchain, &fabric, options())?;
+            (fabric, Access::clone(&control_plane), Some(control_plane))
         };
-        let control_plane = ControlPlane::start(&toolchain, &fabric, options)?;
         let theirs = Side::new(fabric, setup.variant)?;
         let ours = Side::new(Fabric::new()?, setup.variant)?;
         // The API server is on the one fabric; on the other its address leads to it, by a relay.
         let (namespace, addresses) = ours.fabric.control_plane_host()?;
         let at = Addresses::at_v4(&addresses, API_PORT);
-        let relay = Relay::between(
-            &namespace,
-            at,
-            control_plane.namespace(),
-            control_plane.api_server(),
-        )?;
+        let relay = Relay::between(&namespace, at, access.namespace(), access.api_server())?;
 
-        control_plane.create_node(&ours.node)?;
+        access.create_node(&ours.node)?;
         for crd in ["nodeproxies", "proxypolicies"] {
             let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/yaml/pointsman.dev_");
             let file = format!("{file}{crd}.yaml");
             let yaml = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
-            control_plane.apply(&yaml)?;
+            access.apply(&yaml)?;
         }
-        control_plane.kubectl(&[
+        access.kubectl(&[
             "wait",
             "--for=condition=Established",
             "crd/nodeproxies.pointsman.dev",
             "--timeout=30s",
         ])?;
-        control_plane.apply(&node_proxy(setup).to_string())?;
+        access.apply(&node_proxy(setup).to_string())?;
         let mark = Mark::default();
-        let store = Store::new(&control_plane, mark)?;
-        let peer = Peer::start(&toolchain, &control_plane, &theirs.node, &peer_options(setup))?;
-        let agent = Agent::start(&ours.node, Source::Kubeconfig(control_plane.kubeconfig()))?;
+        let store = Store::new(&access, mark)?;
+        let peer = Peer::start(&toolchain, &access, &theirs.node, &peer_options(setup))?;
+        let agent = Agent::start(&ours.node, Source::Kubeconfig(access.kubeconfig()))?;
         let arena = Self {
             ours: (Proxy::Ours(agent), ours),
             theirs: (Proxy::Theirs(peer), theirs),
+            peer: setup.peer,
             store,
             mark,
             next_attempt: 0,
@@ -178,9 +180,12 @@ impl Arena {
         for (number, stage) in stages.iter().enumerate() {
             self.store.write(&stage.world)?;
             if stage.settle || number + 1 == stages.len() {
-                self.mark = self.mark.next();
-                self.store.mark(self.mark)?;
-                self.settle(stage.world.zone)?;
+                self.mark(stage.world.zone)?;
+                // In ipvs mode kube-proxy writes one Service after the other, the marker's in their midst. It has all of them
+                // once it has begun again.
+                if self.peer == PeerMode::Ipvs {
+                    self.mark(stage.world.zone)?;
+                }
             }
         }
         Ok(())
@@ -197,6 +202,12 @@ impl Arena {
             settle: true,
         };
         self.enact(&[nothing])
+    }
+
+    fn mark(&mut self, zone: usize) -> Result<()> {
+        self.mark = self.mark.next();
+        self.store.mark(self.mark)?;
+        self.settle(zone)
     }
 
     fn settle(&self, zone: usize) -> Result<()> {
@@ -319,6 +330,15 @@ impl Open {
     }
 }
 
+/// What is done here no controller may touch.
+#[must_use]
+pub fn options() -> Options {
+    Options {
+        controllers: vec!["serviceaccount-controller".to_owned()],
+        ..Options::default()
+    }
+}
+
 fn node_proxy(setup: Setup) -> Value {
     let detect = match setup.detect {
         Detect::Node => json!({"mode": "NodeCIDR"}),
@@ -337,7 +357,9 @@ fn node_proxy(setup: Setup) -> Value {
             "mode": mode, "detectLocal": detect,
             "masqueradeAll": setup.masquerade_all, "nodePortAddresses": ["Primary"],
             "minSyncPeriodMilliseconds": 0, "syncPeriodSeconds": 30, "logVerbosity": 2,
-            "excludeCIDRs": [], "conntrack": {}, "sysctls": {},
+            "excludeCIDRs": [], "conntrack": {}, "sysctls": {}, "scheduler": SCHEDULER,
+            // As those of connection tracking (Side::new).
+            "ipvs": {"tcpFinTimeoutSeconds": 1, "udpTimeoutSeconds": 5},
         }},
     })
 }
@@ -355,7 +377,7 @@ fn peer_options(setup: Setup) -> PeerOptions {
     PeerOptions {
         patch: json!({
             "detectLocalMode": mode, "detectLocal": local, "nodePortAddresses": ["primary"],
-            "iptables": masquerade, "nftables": masquerade, "ipvs": masquerade,
+            "iptables": masquerade, "nftables": masquerade, "ipvs": {"tcpFinTimeout": "1s", "udpTimeout": "5s"},
         }),
         ..PeerOptions::new(setup.peer)
     }

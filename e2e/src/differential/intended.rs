@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     arena::{Detect, Setup},
+    defects::IPVS,
     packets::{Claim, Question, SECOND, Sender, claims, owner_of_vip},
     seen::{Failure, Seen},
     world::{Endpoint, Family, Place, Port, Service, World, pod, wire},
@@ -32,10 +33,10 @@ pub struct Intended {
     pub name: &'static str,
     /// Why it is meant.
     pub reason: &'static str,
-    applies: fn(&Difference<'_>) -> bool,
+    pub(super) applies: fn(&Difference<'_>) -> bool,
 }
 
-/// All of them.
+/// All of them, beside what mode ipvs of kube-proxy is known for.
 pub const INTENDED: &[Intended] = &[
     Intended {
         name: "undefined port of a ClusterIP",
@@ -199,7 +200,7 @@ pub const INTENDED: &[Intended] = &[
 ];
 
 impl Difference<'_> {
-    fn claims(&self) -> Vec<(u8, Claim)> {
+    pub(super) fn claims(&self) -> Vec<(u8, Claim)> {
         claims(self.world, self.question.protocol, self.question.target)
     }
 
@@ -268,7 +269,8 @@ impl Difference<'_> {
     /// Which of the intended ones it is.
     #[must_use]
     pub fn intended(&self) -> Option<&'static Intended> {
-        INTENDED.iter().find(|it| (it.applies)(self))
+        let mut all = INTENDED.iter().chain(IPVS);
+        all.find(|it| (it.applies)(self))
     }
 
     /// The family of the packet.

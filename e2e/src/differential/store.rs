@@ -18,7 +18,7 @@ use super::{
     marker::{self, Mark},
     world::{NODE, SERVICE_PREFIX, Service, Slice, World, ZONES},
 };
-use crate::{ControlPlane, bench::Writer};
+use crate::{Access, bench::Writer};
 
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,8 +53,8 @@ impl Store {
     ///
     /// # Errors
     /// When the API server refuses them.
-    pub fn new(control_plane: &ControlPlane, mark: Mark) -> Result<Self> {
-        let writer = Writer::new(control_plane)?;
+    pub fn new(access: &Access, mark: Mark) -> Result<Self> {
+        let writer = Writer::new(access)?;
         let store = Self {
             writer,
             holds: World::default(),

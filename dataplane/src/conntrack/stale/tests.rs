@@ -18,6 +18,7 @@ fn pools(endpoints: &[&str]) -> Allowed {
         endpoints: endpoints.collect(),
         affinity: None,
         scheduler: None,
+        unit: 1,
         draining: Box::default(),
     };
     Allowed::Pools([Some(Arc::new(pool)), None])

@@ -35,6 +35,7 @@ fn pool_of(endpoints: &[(&str, bool)]) -> Pool {
         endpoints: endpoints.iter().map(endpoint).collect(),
         affinity: None,
         scheduler: None,
+        unit: 1,
         draining: Box::default(),
     }
 }
@@ -101,6 +102,7 @@ fn every_endpoint_of_any_pool_has_its_share() {
                 endpoints,
                 affinity: None,
                 scheduler: None,
+                unit: 1,
                 draining: Box::default(),
             },
             Family::V4,
@@ -240,7 +242,7 @@ proptest! {
             .map(|at| PoolEndpoint { address: format!("10.0.{}.1:80", at % 256).parse().unwrap(), local: at % 3 == 0, share: (1 + at % 7) as u8 })
             .collect();
         let mut rules = Rules::default();
-        pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints, affinity: None, scheduler: None, draining: Box::default() }, Family::V4, &mut rules);
+        pool(&key_of(&owner("a", "b", "c")), &Pool { endpoints, affinity: None, scheduler: None, unit: 1, draining: Box::default() }, Family::V4, &mut rules);
         for rule in rules.lines() {
             prop_assert_eq!(normalise(rule), rule);
         }

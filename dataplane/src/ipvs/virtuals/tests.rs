@@ -276,6 +276,8 @@ fn asked(pool: usize, shares: &[u8], kind: Kind) -> AskedPool {
         owner: owner(pool),
         pool: Arc::new(Pool {
             endpoints: endpoints.collect(),
+            // The same shares may be of other weights.
+            unit: if kind.affinity.is_some() { 7 } else { 1 },
             affinity: kind.affinity,
             scheduler: kind.scheduler,
             draining: draining.collect(),
@@ -489,7 +491,11 @@ impl Agent {
             let (_, all) = &self.kernel.services[key];
             for endpoint in &asked.endpoints {
                 let there = all.get(&endpoint.address.into()).expect("an endpoint");
-                assert_eq!(there.weight, u32::from(endpoint.share), "{key}");
+                assert_eq!(
+                    there.weight,
+                    u32::from(endpoint.share) * u32::from(asked.unit),
+                    "{key}"
+                );
             }
         }
     }

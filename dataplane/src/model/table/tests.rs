@@ -83,16 +83,23 @@ fn a_change_of_a_weight_is_one_changed_pool() {
     let digest = table.digest();
     let mut diff = Diff::default();
     put(&mut table, &mut diff, &web, &weighing([7, 7]));
-    assert!(
-        diff.is_empty() && table.digest() == digest,
-        "equal weights are no weights"
+    let changes: Vec<_> = diff.pools.values().collect();
+    let (Some(before), Some(after)) = (&changes[0].before, &changes[0].after) else {
+        panic!("{changes:?}");
+    };
+    assert_eq!(
+        before.endpoints, after.endpoints,
+        "equal weights are equal shares"
     );
+    assert_eq!((before.unit, after.unit), (1, 7));
     put(&mut table, &mut diff, &web, &weighing([1, 9]));
     assert_eq!((diff.frontends.len(), diff.pools.len()), (0, 1));
     assert_ne!(table.digest(), digest);
     let mut diff = Diff::default();
+    let digest = table.digest();
     put(&mut table, &mut diff, &web, &weighing([10, 90]));
-    assert!(diff.is_empty(), "the same shares");
+    assert_eq!(diff.pools.len(), 1, "the same shares, but ten times the weights");
+    assert_ne!(table.digest(), digest);
 }
 
 #[test]

@@ -9,7 +9,12 @@ fn shares(weights: &[u8]) -> Vec<u8> {
         share: *share,
     };
     let mut endpoints: Vec<_> = weights.iter().enumerate().map(endpoint).collect();
-    share(&mut endpoints);
+    let unit = share(&mut endpoints);
+    if weights.iter().copied().map(usize::from).sum::<usize>() <= EXACT {
+        let weighs = |it: &PoolEndpoint| u16::from(it.share) * u16::from(unit);
+        let found: Vec<u16> = endpoints.iter().map(weighs).collect();
+        assert_eq!(found, weights.iter().copied().map(u16::from).collect::<Vec<_>>());
+    }
     endpoints.iter().map(|it| it.share).collect()
 }
 

@@ -29,6 +29,7 @@ fn weighted(lasts: &[(u8, u8)], affinity: Option<u32>) -> Pool {
         endpoints: endpoints.into(),
         affinity,
         scheduler: None,
+        unit: 1,
         draining: Box::default(),
     }
 }
@@ -119,6 +120,7 @@ fn a_pool_whose_members_do_not_suffice_for_a_change_remembers_nobody_until_the_n
             .collect(),
         affinity: Some(60),
         scheduler: None,
+        unit: 1,
         draining: Box::default(),
     };
     let mut slots = Slots::new(16);
