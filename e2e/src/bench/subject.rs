@@ -88,6 +88,8 @@ impl Contest {
         Self {
             mode: "IPVS",
             peer_mode: PeerMode::Ipvs,
+            // kube-proxy starts an `ipset` for each of its first addresses, and each is dear there.
+            limit: Duration::from_secs(1800),
             ..Self::iptables(IptablesVariant::Nft)
         }
     }
@@ -104,6 +106,7 @@ impl Contest {
     pub fn changes(&self, subject: Subject, size: Size, asked: usize) -> usize {
         match (subject, self.peer_mode) {
             (Subject::Peer, PeerMode::Nftables) if size.services >= 5000 => asked.min(5),
+            (Subject::Peer, PeerMode::Ipvs) if size.services >= 5000 => asked.min(5),
             (Subject::Peer, PeerMode::Ipvs) => asked.min(20),
             _ => asked,
         }

@@ -52,14 +52,14 @@ pub const INTENDED: &[Intended] = &[
     },
     Intended {
         name: "ClusterIP that no Service has",
-        reason: "kube-proxy in iptables mode lets the packet go on; Pointsman drops it in every mode, as kube-proxy in \
+        reason: "kube-proxy in iptables and ipvs mode lets the packet go on; Pointsman drops it in every mode, as kube-proxy in \
                  nftables mode does, where the cluster's ServiceCIDRs are known",
         applies: |it| {
             let target = it.question.target.ip();
             let ranges = SERVICE_CIDRS
                 .iter()
                 .filter_map(|range| range.parse::<ipnet::IpNet>().ok());
-            it.setup.peer == PeerMode::Iptables
+            it.setup.peer != PeerMode::Nftables
                 && ranges.into_iter().any(|range| range.contains(&target))
                 && owner_of_vip(it.world, target).is_none()
                 && it.claims().is_empty()
@@ -118,7 +118,7 @@ pub const INTENDED: &[Intended] = &[
     },
     Intended {
         name: "source ranges without endpoints",
-        reason: "kube-proxy in nftables mode drops whom the ranges leave out before it looks for endpoints; Pointsman refuses \
+        reason: "kube-proxy in nftables and ipvs mode drops whom the ranges leave out before it looks for endpoints; Pointsman refuses \
                  everybody, as kube-proxy in iptables mode does: nothing is there that ranges could guard",
         applies: |it| {
             let restricted = |slot: &u8| {
@@ -127,7 +127,7 @@ pub const INTENDED: &[Intended] = &[
                     .get(slot)
                     .is_some_and(|it| !it.ranges.is_empty())
             };
-            it.setup.peer == PeerMode::Nftables
+            it.setup.peer != PeerMode::Iptables
                 && it
                     .claims()
                     .iter()

@@ -131,6 +131,17 @@ pub fn owner_of_vip(world: &World, address: IpAddr) -> Option<u8> {
         .map(|(&slot, _)| slot)
 }
 
+/// Whether a Service has this as an external or load balancer address, whatever the port.
+#[must_use]
+pub fn is_external(world: &World, address: IpAddr) -> bool {
+    let family = Family::of(address);
+    let mut services = world.services.values();
+    services.any(|it| {
+        let forwarded = it.is_forwarded() && it.families.contains(&family);
+        forwarded && addresses(it, family, address).any(|claim| claim != Claim::ClusterIp)
+    })
+}
+
 /// What to ask: mostly what some Service claims, sometimes what none does.
 #[must_use]
 pub fn questions(world: &World, count: usize, random: &mut Random) -> Vec<Question> {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     SERVERS, Tap, Watcher,
-    inside::{self, COUNTED, FIRST_PACKETS, GAP},
+    inside::{self, FIRST_PACKETS, GAP},
     report::{Alone, Netlink},
 };
 use crate::{
@@ -89,24 +89,20 @@ pub fn measure(mode: &str, size: Size, changes: usize, say: &dyn Fn(&str)) -> Re
         pause(GAP)?;
         anyhow::Ok(done)
     };
+    let (before, asked) = (tap.counts(), watcher.asked());
     for number in 0..changes {
         let (written, seen) = change(number)?;
         times.push(milliseconds(seen.arrived.saturating_duration_since(written)));
         gaps.extend(seen.gaps.into_iter().map(milliseconds));
     }
     let used = between(cpu, usage::cpu(process)?).total();
-    let counted = changes.min(COUNTED);
-    let (before, asked) = (tap.counts(), watcher.asked());
-    for number in changes..changes + counted {
-        change(number)?;
-    }
     let counts = tap.counts().since(&before);
 
     say("packets");
     let vips = (0..alone.probes.len()).map(|probe| alone.vip(probe));
     // The server that it does not lead to, as for both sides.
-    let direct = (0..alone.probes.len())
-        .map(|probe| alone.server(probe, alone.backend(probe, changes + counted).other()));
+    let direct =
+        (0..alone.probes.len()).map(|probe| alone.server(probe, alone.backend(probe, changes).other()));
     let targets: Vec<_> = vips.chain(direct).collect();
     let mut first = packets::first_packets(client.namespace(), &targets, FIRST_PACKETS)?;
     let direct = first.split_off(alone.probes.len());
@@ -116,7 +112,7 @@ pub fn measure(mode: &str, size: Size, changes: usize, say: &dyn Fn(&str)) -> Re
         full_sync,
         change_ms: Summary::of(times),
         cpu_ms_per_change: round(milliseconds(used) / changes.max(1) as f64),
-        netlink_per_change: Netlink::of(&counts.without_questions(watcher.asked() - asked), counted),
+        netlink_per_change: Netlink::of(&counts.without_questions(watcher.asked() - asked), changes),
         watcher_gap_ms: Summary::of(gaps),
         peak_rss_mb: round(mebibytes(process.peak_memory()?)),
         rss_mb: round(mebibytes(usage::resident(process).unwrap_or(0))),

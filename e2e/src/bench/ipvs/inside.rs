@@ -27,8 +27,6 @@ use crate::{
 const SETTLE: Duration = Duration::from_secs(3);
 /// Between two changes: so that what follows one is not taken for the next one's.
 pub(super) const GAP: Duration = Duration::from_millis(150);
-/// How many changes are counted, after those that are timed.
-pub(super) const COUNTED: usize = 5;
 /// Both programs' own count of syncs.
 const SYNCS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count";
 /// Connections to each probe, for the time of first packets.
@@ -137,21 +135,7 @@ fn measure(
         writer: &writer,
         limit: contest.limit,
     };
-    bench.time(changes, &running, &mut side)?;
-    say("counting messages");
-    let counted = changes.min(COUNTED);
-    let (before, asked) = (tap.counts(), watcher.asked());
-    let processes = processes()?;
-    bench.change(counted, |_, _, _| ())?;
-    // The watcher has a thread for each change.
-    let processes = self::processes()?.saturating_sub(processes + counted as u64);
-    side.processes_per_change = round(processes as f64 / counted.max(1) as f64);
-    let counts = tap
-        .counts()
-        .since(&before)
-        .without_questions(watcher.asked() - asked);
-    side.netlink_per_change = Netlink::of(&counts, counted);
-
+    bench.time(changes, &running, &tap, &mut side)?;
     say("packets");
     first_packets(client.namespace(), load, places, &mut side)?;
     side.peak_rss_mb = round(mebibytes(process.peak_memory()?));
@@ -241,41 +225,41 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Makes changes, and tells of each the moments before the request and of the answer, and what was seen.
-    fn change(
-        &self,
-        count: usize,
-        mut each: impl FnMut(Instant, Instant, super::watcher::Seen),
-    ) -> Result<()> {
-        for probe in self.load.probes().iter().cycle().take(count) {
+    /// Makes changes and measures them.
+    fn time(&self, changes: usize, running: &Running, tap: &Tap, side: &mut Side) -> Result<()> {
+        let (mut from_answer, mut from_request, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
+        let (said, asked_before, started) = (tap.counts(), self.watcher.asked(), processes()?);
+        let before = usage::cpu(running.process())?;
+        for probe in self.load.probes().iter().cycle().take(changes) {
             let to = (self.places.address(probe.backend().other()), probe.direct.port()).into();
             let switch = || probe.switch(self.writer, self.places);
-            let ((asked, answered), seen) = self.watcher.watch(probe.vip, to, self.limit, switch)?;
-            each(asked, answered, seen);
-            pause(GAP)?;
-        }
-        Ok(())
-    }
-
-    fn time(&self, changes: usize, running: &Running, side: &mut Side) -> Result<()> {
-        let (mut from_answer, mut from_request, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
-        let before = usage::cpu(running.process())?;
-        self.change(changes, |asked, answered, seen| {
+            let watched = self.watcher.watch(probe.vip, to, self.limit, switch);
+            let log = || format!("the end of its log:\n{}", running.process().log_tail(20));
+            let ((asked, answered), seen) = watched.with_context(log)?;
             // A kernel may have it before the writer has the answer.
             from_answer.push(milliseconds(seen.arrived.saturating_duration_since(answered)));
             from_request.push(milliseconds(seen.arrived.saturating_duration_since(asked)));
             gaps.extend(seen.gaps.into_iter().map(milliseconds));
-        })
-        .with_context(|| format!("the end of its log:\n{}", running.process().log_tail(20)))?;
+            pause(GAP)?;
+        }
         // What was changed last is still being looked after.
         pause(GAP * 4)?;
         let used = between(before, usage::cpu(running.process())?);
+        let count = changes.max(1) as f64;
+        let each = |time| round(milliseconds(time) / count);
         side.change_ms = Summary::of(from_answer);
         side.change_from_request_ms = Summary::of(from_request);
         side.watcher_gap_ms = Summary::of(gaps);
-        let each = |time| round(milliseconds(time) / changes.max(1) as f64);
         side.cpu_ms_per_change = each(used.total());
         side.children_cpu_ms_per_change = each(used.children);
+        // The watcher has a thread for each change.
+        let started = processes()?.saturating_sub(started + changes as u64);
+        side.processes_per_change = round(started as f64 / count);
+        let said = tap.counts().since(&said);
+        side.netlink_per_change = Netlink::of(
+            &said.without_questions(self.watcher.asked() - asked_before),
+            changes,
+        );
         Ok(())
     }
 }

@@ -64,7 +64,7 @@ const READING: Reading = Reading {
              of samples",
     netlink: "requests that the node's programs sent, without the bench's own: commands to IPVS that change something, questions \
               to IPVS (a listing is one), messages about links, addresses and routes, and messages to nf_tables, ipset and \
-              conntrack; datagrams are system calls. For changes, counted over 5 more of them",
+              conntrack; datagrams are system calls",
     first_packet_us: "connect(2) from a pod on the node through the address of a probe Service; direct: to the endpoint itself, \
                       in turns with it",
     ratios: "kube-proxy's figure divided by ours: above 1, ours is better",
