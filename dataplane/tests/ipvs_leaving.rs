@@ -7,7 +7,6 @@
     clippy::panic,
     reason = "a test ends by failing"
 )]
-
 #![allow(clippy::print_stdout, reason = "counts are for whoever runs the tests")]
 
 mod support;
@@ -16,11 +15,11 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use pointsman_dataplane::backend::Report;
-use pointsman_dataplane::model::{Family, Protocol, Service};
+use pointsman_dataplane::backend::{Remaining, Report};
+use pointsman_dataplane::model::{Family, Protocol, Service, TrafficPolicy};
 
 use support::ipvs::{tend, tend_to_the_end, weights};
-use support::node::{Mode, Node, PORT};
+use support::node::{Mode, NODE_PORT, Node, PORT};
 use support::talk::{Connection, ask, outcome, receive};
 
 pointsman_test_kernel::run_inside!();
@@ -35,7 +34,9 @@ macro_rules! in_both_families {
 
 in_both_families! {
     connections_to_what_leaves_go_on_until_they_end
+    connections_by_a_mark_go_on_as_well
     an_endpoint_that_comes_back_is_as_before
+    a_teardown_waits_for_connections
     a_limit_ends_them
     connections_to_what_exists_no_more_end_if_asked_for
     a_udp_flow_leaves_at_once
@@ -205,6 +206,118 @@ fn an_endpoint_that_comes_back_is_as_before(mut node: Node) {
     assert_eq!(node.observe().to_string(), "");
 }
 
+/// Node ports, and Services with external policy Local, are found by a mark.
+fn connections_by_a_mark_go_on_as_well(mut node: Node) {
+    let servers = node.at.servers;
+    let mut local = node.service("local");
+    local.external_policy = TrafficPolicy::Local;
+    local
+        .ports
+        .iter_mut()
+        .for_each(|port| port.node_port = Some(31_000));
+    local.cluster_ips = vec![node.at.external];
+    local.external_ips.clear();
+    let web = at(&node, "web", node.at.vip);
+    let with_port = |mut web: Service| {
+        web.ports
+            .iter_mut()
+            .for_each(|port| port.node_port = Some(NODE_PORT));
+        web
+    };
+    let web = with_port(web);
+    node.set(&local, &[node.at.pod, servers[0]]);
+    node.set(&web, &servers);
+    node.apply();
+    let to_port = SocketAddr::new(node.at.node, NODE_PORT);
+    let to_local = SocketAddr::new(node.at.balanced, PORT);
+    let (mut held, gone) = open(&node, to_port);
+    // From the node itself: all endpoints, by the mark.
+    let mut inside = Connection::open(&node.host, to_local).unwrap();
+    let inside_at = inside.ask().unwrap().who;
+    let (mut outside, pod) = open(&node, to_local);
+    assert_eq!(pod, node.at.pod);
+    node.set(&web, &all_but(&node, gone));
+    node.set(&local, &[servers[1]]);
+    node.apply();
+    let mut look = |node: &Node, port_serves: bool| {
+        assert_eq!(held.ask().unwrap().who, gone);
+        assert_eq!(inside.ask().unwrap().who, inside_at);
+        assert_eq!(outside.ask().unwrap().who, node.at.pod);
+        for _ in 0..4 {
+            match port_serves {
+                true => assert_ne!(ask(&node.client, Protocol::Tcp, to_port).unwrap().who, gone),
+                false => assert_eq!(outcome(&node.client, Protocol::Tcp, to_port), "refused"),
+            }
+        }
+        assert!(node.backend.tend_at().is_some(), "something leaves");
+    };
+    look(&node, true);
+    assert_eq!(ask(&node.host, Protocol::Tcp, to_local).unwrap().who, servers[1]);
+    assert!(tend(&mut node));
+    look(&node, true);
+    node.restart();
+    node.sync();
+    look(&node, true);
+    assert_eq!(node.observe().to_string(), "");
+    // Now both Services go.
+    node.table.remove(&web.name, &mut node.diff);
+    node.table.remove(&local.name, &mut node.diff);
+    node.apply();
+    look(&node, false);
+    assert!(tend(&mut node));
+    node.restart();
+    node.sync();
+    look(&node, false);
+    // They come again, and the old connections do not mind.
+    node.set(&web, &servers);
+    node.set(&local, &[node.at.pod, servers[0]]);
+    node.apply();
+    assert_eq!(outcome(&node.client, Protocol::Tcp, to_port), "answered");
+    assert_eq!(held.ask().unwrap().who, gone);
+    assert_eq!(inside.ask().unwrap().who, inside_at);
+    assert_eq!(outside.ask().unwrap().who, node.at.pod);
+    assert_eq!(node.observe().to_string(), "");
+}
+
+fn a_teardown_waits_for_connections(mut node: Node) {
+    let servers = node.at.servers;
+    let to = node.vip();
+    let host = node.host.clone();
+    let link = |node: &Node| node.host.program(&["ip", "link"], "").contains("pointsman-ipvs");
+    node.serve(&servers);
+    let (mut held, who) = open(&node, to);
+    // As a process does that knows nothing of what was written.
+    node.restart();
+    for _ in 0..2 {
+        let left = host.run(|| node.backend.teardown(None)).unwrap();
+        assert_eq!(left, Remaining::Connections(1));
+        assert_eq!(held.ask().unwrap().who, who);
+        assert_ne!(outcome(&node.client, Protocol::Tcp, to), "answered");
+    }
+    // A sync takes over from it; the connection does not notice.
+    node.sync();
+    assert_eq!(held.ask().unwrap().who, who);
+    assert_eq!(outcome(&node.client, Protocol::Tcp, to), "answered");
+    assert_eq!(node.observe().to_string(), "");
+    // The client's own end is waited for, and the end of the one that was just answered.
+    let left = host.run(|| node.backend.teardown(None)).unwrap();
+    assert_eq!(left, Remaining::Connections(2));
+    assert!(link(&node));
+    // Until the limit.
+    let left = host.run(|| node.backend.teardown(Some(Duration::ZERO))).unwrap();
+    assert_eq!(left, Remaining::Nothing);
+    // Nobody need tell the client: what it sends is not the node's any more.
+    assert!(held.ask().is_err());
+    assert!(!link(&node));
+    assert_eq!(weights(&node, Protocol::Tcp, to), None);
+    // Nothing is left but what may keep translated connections.
+    let left = node.host.program(&["nft", "list", "ruleset"], "");
+    assert_eq!(left.matches("chain ").count(), 1, "{left}");
+    node.sync();
+    assert_eq!(outcome(&node.client, Protocol::Tcp, to), "answered");
+    assert_eq!(node.observe().to_string(), "");
+}
+
 fn a_limit_ends_them(mut node: Node) {
     let mut context = node.table.context().clone();
     context.settings.ipvs.graceful = Some(2);
@@ -231,6 +344,11 @@ fn a_limit_ends_them(mut node: Node) {
     assert_eq!(weight(&node, to, gone), None);
     assert_eq!(held.ask().unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(outcome(&node.client, Protocol::Tcp, to), "answered");
+    // Those to the last one as well.
+    let (mut held, _) = open(&node, to);
+    node.serve(&[]);
+    assert_eq!(weights(&node, Protocol::Tcp, to), None);
+    assert_eq!(held.ask().unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 fn connections_to_what_exists_no_more_end_if_asked_for(mut node: Node) {

@@ -7,7 +7,6 @@
     clippy::panic,
     reason = "a test ends by failing"
 )]
-
 #![allow(clippy::print_stdout, reason = "counts are for whoever runs the tests")]
 
 mod support;

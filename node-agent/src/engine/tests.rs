@@ -179,7 +179,8 @@ impl Agent {
         let (state_in, state) = watch::channel(State::default());
         let (checks_in, checks) = watch::channel(HealthChecks::default());
         let metrics = Arc::new(Metrics::default());
-        let parameters = Parameters::new(std::path::Path::new("/proc/sys"), state_dir.path());
+        // Not the machine's own: mode IPVS would set some.
+        let parameters = Parameters::new(&state_dir.path().join("sys"), state_dir.path());
         let engine = Engine::new(
             Kernel {
                 make_backend: make,

@@ -454,8 +454,14 @@ impl Agent {
             let known = self.world.existing.values();
             known.into_iter().any(|known| !known.contains(&address.into()))
         };
-        let by_destination =
-            |key| self.kernel.options(key).scheduler.kind == SchedulerKind::DestinationHashing;
+        // It has, or is about to have, the scheduler that cannot pass them over.
+        let by_destination = |key| {
+            let kinds = [
+                Some(self.kernel.options(key).scheduler.kind),
+                self.virtuals.scheduler_of(key),
+            ];
+            kinds.contains(&Some(SchedulerKind::DestinationHashing))
+        };
         let Some((_, all)) = self.kernel.services.get(key) else {
             return;
         };
