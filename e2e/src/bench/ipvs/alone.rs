@@ -106,6 +106,8 @@ pub fn measure(mode: &str, size: Size, changes: usize, say: &dyn Fn(&str)) -> Re
     let targets: Vec<_> = vips.chain(direct).collect();
     let mut first = packets::first_packets(client.namespace(), &targets, FIRST_PACKETS)?;
     let direct = first.split_off(alone.probes.len());
+    let first_packet_us = Summary::of(first.into_iter().flatten());
+    let direct_first_packet_us = Summary::of(direct.into_iter().flatten());
     let result = Alone {
         services: size.services,
         endpoints_per_service: size.endpoints,
@@ -116,8 +118,9 @@ pub fn measure(mode: &str, size: Size, changes: usize, say: &dyn Fn(&str)) -> Re
         watcher_gap_ms: Summary::of(gaps),
         peak_rss_mb: round(mebibytes(process.peak_memory()?)),
         rss_mb: round(mebibytes(usage::resident(process).unwrap_or(0))),
-        first_packet_us: Summary::of(first.into_iter().flatten()),
-        direct_first_packet_us: Summary::of(direct.into_iter().flatten()),
+        lookup_us: inside::lookup(&first_packet_us, &direct_first_packet_us),
+        first_packet_us,
+        direct_first_packet_us,
     };
     process.stop(Duration::from_secs(60))?;
     Ok(result)

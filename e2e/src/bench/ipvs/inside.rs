@@ -264,6 +264,11 @@ impl Bench<'_> {
     }
 }
 
+/// What a Service adds to a first packet.
+pub(super) fn lookup(through: &Summary, direct: &Summary) -> f64 {
+    round(through.p50 - direct.p50)
+}
+
 fn first_packets(client: &Netns, load: &Load, places: &Places, side: &mut Side) -> Result<()> {
     let vips = load.probes().iter().map(|probe| probe.vip);
     // The server that it does not lead to: IPVS takes what the other one answers for part of a connection that it remembers,
@@ -281,5 +286,6 @@ fn first_packets(client: &Netns, load: &Load, places: &Places, side: &mut Side) 
         .collect();
     side.first_packet_us = Summary::of(times.into_iter().flatten());
     side.direct_first_packet_us = Summary::of(direct.into_iter().flatten());
+    side.lookup_us = lookup(&side.first_packet_us, &side.direct_first_packet_us);
     Ok(())
 }

@@ -294,3 +294,72 @@ impl Heard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pointsman_dataplane::netlink::{attribute::Writer, generic};
+
+    use super::*;
+
+    /// A number that the kernel may have given to the family IPVS.
+    const IPVS: u16 = 0x1f;
+    const NEW_SERVICE: u8 = 1;
+    const DELETE_SERVICE: u8 = 3;
+    const GET_SERVICE: u8 = 4;
+
+    fn put(writer: &mut Writer, command: u8, sequence: u32) {
+        let begun = writer.begin(IPVS, NLM_F_REQUEST, sequence, &generic::header(command, 1));
+        // IPVS_CMD_ATTR_SERVICE with IPVS_SVC_ATTR_AF, PROTOCOL, ADDR and PORT.
+        writer.nested(1, |list| {
+            list.put_host_u16(1, 2);
+            list.put_host_u16(2, 6);
+            list.put(3, &[10, 96, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            list.put(4, &80_u16.to_be_bytes());
+        });
+        writer.end_message(begun);
+    }
+
+    fn answer(sequence: u32) -> Vec<u8> {
+        let mut writer = Writer::default();
+        let begun = writer.begin(NLMSG_ERROR, 0, sequence, &[0; 4]);
+        writer.end_message(begun);
+        writer.into_bytes()
+    }
+
+    #[test]
+    fn commands_and_questions_are_told_apart_and_a_sync_ends_with_an_answer() {
+        let mut heard = Heard::default();
+        let mut datagram = Writer::default();
+        put(&mut datagram, NEW_SERVICE, 7);
+        put(&mut datagram, DELETE_SERVICE, 8);
+        heard.take(GENERIC, datagram.bytes(), Duration::from_secs(1));
+        heard.take(GENERIC, &answer(7), Duration::from_secs(2));
+        assert_eq!(heard.answered, None, "the last command is still open");
+        heard.take(GENERIC, &answer(8), Duration::from_secs(3));
+        let mut datagram = Writer::default();
+        put(&mut datagram, GET_SERVICE, 9);
+        heard.take(GENERIC, datagram.bytes(), Duration::from_secs(4));
+        heard.take(GENERIC, &answer(9), Duration::from_secs(5));
+        assert_eq!(heard.answered, Some(Duration::from_secs(3)));
+        heard.take(
+            GENERIC,
+            &generic::family_request("IPVS", 10),
+            Duration::from_secs(6),
+        );
+        let expected = Counts {
+            ipvs_commands: 2,
+            ipvs_added: 1,
+            ipvs_questions: 1,
+            datagrams: 2,
+            ..Counts::default()
+        };
+        assert_eq!(
+            Counts {
+                bytes: 0,
+                ..heard.counts
+            },
+            expected
+        );
+        assert!(heard.counts.bytes > 0);
+    }
+}
