@@ -12,7 +12,7 @@ use pointsman_e2e::{
 pointsman_e2e::run_inside_with_control_plane!();
 
 /// Few: kube-proxy takes some ten seconds for each, most of them to start programs.
-const STEPS: u64 = 5;
+const STEPS: u64 = 3;
 
 #[test]
 fn random_clusters_mean_the_same_to_kube_proxy_in_ipvs_mode() -> Result<()> {
